@@ -1,0 +1,1 @@
+"""Functions in containers: the engine, the profile, the links, the pool, and the backend that joins them."""
