@@ -204,3 +204,37 @@ class Depths(Meta):
     epoch: int
     waiting: dict[str, int] = Field(default_factory=dict)
     at: float = 0
+
+
+class Moved(Meta):
+    """A sync call is about to be placed anew as this dispatch (`moved.v1`, request). From here on the gateway takes no reply
+    of an earlier dispatch."""
+
+    job: str
+    attempt: int
+    placement: int
+
+
+class MovedAnswer(Meta):
+    """The gateway's word (`moved-answer.v1`). `answered`: the caller has been told already, so record what REPLIES holds
+    instead of running again. `held`: the caller still waits."""
+
+    held: bool
+    answered: bool
+
+
+class ArchiveQuery(Meta):
+    """Asks for one record (`job`) or a page of history, newest first (`archive.v1`, request).
+
+    The answer to a single question is a `record.v1` with its body, or a header `Hearth-Missing: 1`; to a page it is a JSON
+    object `{"jobs": [...], "next": cursor}`.
+    """
+
+    tenant: str
+    job: str = ""
+    function: str = ""
+    state: str = ""
+    since: float = 0
+    until: float = 0
+    limit: int = 50
+    cursor: str = ""

@@ -12,16 +12,18 @@ class Permissions:
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
+    responses: bool = False
+    """Whether the user may answer requests that reached it (`allow_responses`): no list of other people's inboxes."""
 
 
 def inbox(instance: str) -> str:
     """The prefix of a user's own inboxes: nobody else may listen there."""
-    return f"_INBOX_{instance}"
+    return f"_INBOX.{instance}"
 
 
 def for_service(service: str, instance: str) -> Permissions:
     """The permissions of one process. An executor's instance is its id, so that it hears its own runs only."""
-    publish: set[str] = {"_INBOX_*.>"} if service in _ANSWERERS else set()
+    publish: set[str] = set()
     subscribe = {f"{inbox(instance)}.>"}
     for contract in registry.CONTRACTS:
         if service in contract.producers:
@@ -47,7 +49,9 @@ def for_service(service: str, instance: str) -> Permissions:
         if service in use.writers:
             publish.add(f"$KV.{use.bucket}.>")
     publish.update(_EXTRA_PUBLISH.get(service, ()))
-    return Permissions(publish=tuple(sorted(publish)), subscribe=tuple(sorted(subscribe)))
+    return Permissions(
+        publish=tuple(sorted(publish)), subscribe=tuple(sorted(subscribe)), responses=service in _ANSWERERS
+    )
 
 
 def for_bootstrap() -> Permissions:
@@ -63,8 +67,8 @@ def for_tenant(tenant: str) -> Permissions:
     )
 
 
-#: Services that answer requests sent to them: the asker's inbox is somebody else's, writable but not readable.
-_ANSWERERS: Final = (registry.EXECUTOR, registry.GATEWAY)
+#: Services that answer requests sent to them.
+_ANSWERERS: Final = (registry.EXECUTOR, registry.GATEWAY, registry.PERSISTER)
 
 
 def _stream_admin(*names: str) -> tuple[str, ...]:
@@ -105,8 +109,6 @@ _EXTRA_PUBLISH: Final[dict[str, tuple[str, ...]]] = {
         "$JS.API.STREAM.PURGE.OBJECTS_BODIES",
         "$JS.API.STREAM.PURGE.OBJECTS_CODE",
         *(f"$JS.API.STREAM.INFO.{stream.name}" for stream in streams.STREAMS),
-        # Direct callers' inboxes, and replies to calls that crossed from a tenant's account.
-        "_R_.>",
     ),
     registry.EXECUTOR: ("$JS.API.STREAM.PURGE.OBJECTS_BODIES",),
 }

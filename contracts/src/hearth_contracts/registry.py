@@ -43,7 +43,6 @@ class Contract:
 
 CALL: Final = Contract("call", 1, calls.Call, subjects.CALLS_ALL, streams.CALLS, (GATEWAY,), body="input")
 JOB: Final = Contract("job", 1, calls.Call, subjects.JOBS_ALL, streams.JOBS, (GATEWAY, SCHEDULER), body="input")
-DELAYED: Final = Contract("delayed", 1, calls.Call, subjects.DELAYED_ALL, streams.JOBS, (SCHEDULER,), body="input")
 RUN: Final = Contract("run", 1, calls.Run, subjects.RUNS_ALL, streams.RUNS, (SCHEDULER,), readers=(SCHEDULER,), body="input")
 RUN_SYNC: Final = Contract("run-sync", 1, calls.Run, subjects.RUNS_SYNC_ALL, streams.RUNS_SYNC, (SCHEDULER,),
     readers=(SCHEDULER,), body="input")  # fmt: skip
@@ -86,8 +85,13 @@ INVOKE: Final = Contract("invoke", 1, calls.Meta, subjects.INVOKE_ALL, None, (),
 CHUNK: Final = Contract("chunk", 1, calls.LogChunk, subjects.CHUNKS_ALL, None, (EXECUTOR,), listeners=(GATEWAY,),
     body="a streamed piece of a result", own_listen=f"{subjects.PREFIX}.chunks.{{instance}}.*")  # fmt: skip
 
-CONTRACTS: Final = (CALL, JOB, DELAYED, RUN, RUN_SYNC, OUTCOME, OUTCOME_SYNC, RECORD, REPLY, STATE, LOG, CAPACITY, AI_REQUEST,
-    AI_TOKENS, DEAD, SPANS, EVENT, OBJECT_BODY, OBJECT_CODE, CONTROL, DEPTHS, PRESENCE, INVOKE, CHUNK)  # fmt: skip
+MOVED: Final = Contract("moved", 1, calls.Moved, subjects.MOVED_ALL, None, (SCHEDULER,), listeners=(GATEWAY,),
+    own_listen=f"{subjects.PREFIX}.moved.{{instance}}")  # fmt: skip
+ARCHIVE: Final = Contract("archive", 1, calls.ArchiveQuery, subjects.ARCHIVE, None, (GATEWAY,), listeners=(PERSISTER,))
+
+CONTRACTS: Final = (CALL, JOB, RUN, RUN_SYNC, OUTCOME, OUTCOME_SYNC, RECORD, REPLY, STATE, LOG, CAPACITY, AI_REQUEST,
+    AI_TOKENS, DEAD, SPANS, EVENT, OBJECT_BODY, OBJECT_CODE, CONTROL, DEPTHS, PRESENCE, INVOKE, CHUNK,
+    MOVED, ARCHIVE)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,6 @@ class Stream:
     discard_new_per_subject: bool = False
     duplicate_window_s: float = 120
     allow_ttl: bool = False
-    allow_schedules: bool = False
     allow_rollup: bool = False
     deny_delete: bool = False
     compressed: bool = False
@@ -59,7 +58,6 @@ class Stream:
         for flag, on in (
             ("discard_new_per_subject", self.discard_new_per_subject),
             ("allow_msg_ttl", self.allow_ttl),
-            ("allow_msg_schedules", self.allow_schedules),
             ("allow_rollup_hdrs", self.allow_rollup),
             ("deny_delete", self.deny_delete),
         ):
@@ -76,15 +74,15 @@ DUPLICATES_S: Final = 600
 CALLS: Final = Stream("CALLS", (subjects.CALLS_ALL,), "memory", "workqueue", "new", max_bytes=512 * MIB,
     max_msgs_per_subject=QUEUE_DEPTH_MAX, discard_new_per_subject=True, duplicate_window_s=120,
     why="sync calls on their way to a placement")  # fmt: skip
-JOBS: Final = Stream("JOBS", (subjects.JOBS_ALL, subjects.DELAYED_ALL), "file", "workqueue", "new", max_bytes=20 * GIB,
+JOBS: Final = Stream("JOBS", (subjects.JOBS_ALL,), "file", "workqueue", "new", max_bytes=20 * GIB,
     max_msgs_per_subject=QUEUE_DEPTH_MAX, discard_new_per_subject=True, duplicate_window_s=DUPLICATES_S,
-    allow_ttl=True, allow_schedules=True, allow_rollup=True, why="async jobs, and retries that wait for their time")  # fmt: skip
+    why="async jobs")  # fmt: skip
 RUNS: Final = Stream("RUNS", (subjects.RUNS_ALL,), "file", "workqueue", "new", max_bytes=4 * GIB,
     duplicate_window_s=DUPLICATES_S, why="placements of async jobs")  # fmt: skip
 RUNS_SYNC: Final = Stream("RUNS_SYNC", (subjects.RUNS_SYNC_ALL,), "memory", "workqueue", "new", max_bytes=512 * MIB,
     why="placements of sync calls")  # fmt: skip
 OUTCOMES: Final = Stream("OUTCOMES", (subjects.OUTCOMES_ALL,), "file", "workqueue", "new", max_bytes=4 * GIB,
-    duplicate_window_s=DUPLICATES_S, why="async jobs on their way back: failed attempts and hand-backs")  # fmt: skip
+    duplicate_window_s=DUPLICATES_S, why="async jobs on their way back: hand-backs, and failed attempts that wait for their retry")  # fmt: skip
 OUTCOMES_SYNC: Final = Stream("OUTCOMES_SYNC", (subjects.OUTCOMES_SYNC_ALL,), "memory", "workqueue", "new",
     max_bytes=512 * MIB, why="sync calls on their way back")  # fmt: skip
 RECORDS: Final = Stream("RECORDS", (subjects.RECORDS_ALL,), "file", "limits", "new", max_age_s=DAY_S, max_bytes=20 * GIB,
@@ -113,15 +111,17 @@ OBJECTS_CODE: Final = Stream("OBJECTS_CODE", (subjects.objects_in("code"),), "fi
     max_bytes=20 * GIB, duplicate_window_s=1, why="code bundles")  # fmt: skip
 
 
-def bucket(name: str, storage: Literal["file", "memory"], *, why: str, max_age_s: float = 0, ttl: bool = False) -> Stream:
+def bucket(
+    name: str, storage: Literal["file", "memory"], *, why: str, max_age_s: float = 0, ttl: bool = False, max_bytes: int = GIB
+) -> Stream:
     """A key-value bucket is a stream that keeps the last message of each subject."""
-    return Stream(f"KV_{name}", (f"$KV.{name}.>",), storage, "limits", "new", max_age_s=max_age_s, max_bytes=GIB,
+    return Stream(f"KV_{name}", (f"$KV.{name}.>",), storage, "limits", "new", max_age_s=max_age_s, max_bytes=max_bytes,
         max_msgs_per_subject=1, duplicate_window_s=1, allow_ttl=ttl, allow_rollup=True, why=why)  # fmt: skip
 
 
 FUNCTIONS: Final = bucket("FUNCTIONS", "file", why="the registry: heads and versions of functions")
 KEYS: Final = bucket("KEYS", "file", why="API keys, hashed")
-LEASES: Final = bucket("LEASES", "memory", ttl=True, why="who holds a role now")
+LEASES: Final = bucket("LEASES", "memory", ttl=True, max_bytes=16 * MIB, why="who holds a role now")
 IDEMPOTENCY: Final = bucket("IDEMPOTENCY", "file", max_age_s=DAY_S, why="callers' own keys")
 
 STREAMS: Final = (CALLS, JOBS, RUNS, RUNS_SYNC, OUTCOMES, OUTCOMES_SYNC, RECORDS, REPLIES, STATES, EVENTS, LOGS, CAPACITY,
@@ -142,6 +142,10 @@ def function_consumer(tenant: str, function: str) -> str:
 
 
 SCHEDULER_CONSUMER: Final = "scheduler"
+
+#: What the broker's JetStream must be allowed at least: the sum of what the streams may hold.
+FILE_BYTES_MAX: Final = sum(stream.max_bytes for stream in FILE_STREAMS)
+MEMORY_BYTES_MAX: Final = sum(stream.max_bytes for stream in MEMORY_STREAMS)
 
 
 def store_consumer(store: str) -> str:

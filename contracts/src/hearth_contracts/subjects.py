@@ -55,14 +55,6 @@ OUTCOMES_ALL: Final = f"{PREFIX}.outcomes.>"
 OUTCOMES_SYNC_ALL: Final = f"{PREFIX}.outcomes_sync.>"
 
 
-def delayed(tenant: str, function: str, job_id: str) -> str:
-    """A retry that waits for its time."""
-    return _subject("delayed", tenant, function, job_id)
-
-
-DELAYED_ALL: Final = f"{PREFIX}.delayed.>"
-
-
 def record(tenant: str, job_id: str) -> str:
     return _subject("records", tenant, names.function_of(job_id), job_id)
 
@@ -200,3 +192,15 @@ def presence(service: str, instance: str) -> str:
 
 
 PRESENCE_ALL: Final = f"{PREFIX}.presence.>"
+
+
+def moved(gateway: str) -> str:
+    """Asks a gateway whether it has answered a call, before that call is placed anew."""
+    return _subject("moved", gateway)
+
+
+MOVED_ALL: Final = f"{PREFIX}.moved.*"
+
+
+ARCHIVE: Final = f"{PREFIX}.archive"
+"""Asks whatever holds the stores for records that have left the broker."""

@@ -1,0 +1,159 @@
+"""How a service lives, the same for all: settings, logs, broker, ready, SIGTERM, drain, end.
+
+    async def serve(settings: Settings) -> None:
+        async with lifecycle.running(settings, service="scheduler") as life:
+            ...build and start...
+            life.ready()
+            await life.stopping.wait()
+            ...drain in phases...
+
+    lifecycle.main(serve, Settings)
+
+Whatever ends one of `life`'s tasks with an exception ends the process: a service is never half alive.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import uvloop
+from pydantic import ValidationError
+
+from hearth_contracts import subjects
+from hearth_contracts.fleet import Presence
+from hearth_kit import health, logs
+from hearth_kit.bus import contract_headers
+from hearth_kit.clock import Clock, SystemClock
+from hearth_kit.errors import BusError
+from hearth_kit.nats_bus import NatsBus, connect
+from hearth_kit.otlp import Exporter
+from hearth_kit.settings import ServiceSettings
+from hearth_kit.tracing import Tracer
+
+_log = logging.getLogger(__name__)
+
+#: Broker versions whose behaviours the delivery rules were reproduced on.
+BROKER_VERSION_MIN: Final = (2, 12, 0)
+PRESENCE_S: Final = 1.0
+FLUSH_S: Final = 0.5
+
+S = TypeVar("S", bound=ServiceSettings)
+
+
+class BrokerTooOld(BusError):
+    """This broker is too old."""
+
+    code = "E_BROKER_VERSION"
+
+
+@dataclass(eq=False)
+class Life:
+    """What a running service has at hand."""
+
+    bus: NatsBus
+    tracer: Tracer
+    clock: Clock
+    stopping: asyncio.Event
+    tasks: asyncio.TaskGroup
+    presence: Presence
+    problems: dict[str, str] = field(default_factory=dict)
+    """What keeps the service from being ready, each with its fix."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """For people, shown in the fleet."""
+
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+        """A side task that lives as long as the service; if it fails, the service ends."""
+        return self.tasks.create_task(work, name=name)
+
+    def ready(self) -> None:
+        self.problems.pop("starting", None)
+        _log.info("ready", extra={"pid": os.getpid()})
+
+
+@contextlib.asynccontextmanager
+async def running(settings: ServiceSettings, *, service: str, with_health: bool = True) -> AsyncIterator[Life]:
+    """A service from its first log line to its last. Leaving the block cancels the side tasks, then closes the bus."""
+    logs.configure(service=service, instance=settings.instance, level=settings.log_level)
+    clock = SystemClock()
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    user, password = settings.broker_login()
+    async with connect(url=settings.nats_url, instance=settings.instance, user=user, password=password) as bus:
+        _check_version(bus.server_version)
+        exporter = Exporter(settings.otlp_endpoint) if settings.otlp_endpoint else None
+        tracer = Tracer(
+            service=service, instance=settings.instance, bus=bus, clock=clock,
+            per_second=settings.traces_per_second, exporter=exporter,
+        )  # fmt: skip
+        presence = Presence(service=service, instance=settings.instance, pid=os.getpid(), started_at=clock.now(), at=clock.now())
+        async with asyncio.TaskGroup() as tasks:
+            life = Life(bus, tracer, clock, stopping, tasks, presence, {"starting": "wait until the service is ready"})
+            side = [
+                tasks.create_task(_presence(life), name="presence"),
+                tasks.create_task(_spans(tracer), name="spans"),
+                tasks.create_task(_closed(bus), name="connection"),
+            ]
+            try:
+                async with health.serve(settings.metrics_port if with_health else 0, lambda: _problems(life)):
+                    yield life
+            finally:
+                for task in side:
+                    task.cancel()
+        with contextlib.suppress(BusError, TimeoutError):
+            await asyncio.wait_for(tracer.flush(), 2)
+
+
+def _problems(life: Life) -> dict[str, str]:
+    if life.bus.connected:
+        return life.problems
+    return {**life.problems, "broker": "start the broker, or mend HEARTH_NATS_URL"}
+
+
+def _check_version(version: str) -> None:
+    numbers = tuple(int(part) for part in version.split("-")[0].split(".")[:3] if part.isdigit())
+    if numbers < BROKER_VERSION_MIN:
+        wanted = ".".join(map(str, BROKER_VERSION_MIN))
+        raise BrokerTooOld(f"it is {version}, Hearth needs {wanted} or later: install a newer nats-server")
+
+
+async def _presence(life: Life) -> None:
+    subject = subjects.presence(life.presence.service, life.presence.instance)
+    while True:
+        now = life.presence.model_copy(update={"at": life.clock.now(), "ready": not life.problems, "notes": life.notes})
+        headers = contract_headers(
+            meta=now, contract="presence.v1", msg_id="", traceparent="", expect_last=None, headers=None
+        )
+        with contextlib.suppress(BusError):
+            life.bus.send(subject, headers=headers)
+        await asyncio.sleep(PRESENCE_S)
+
+
+async def _spans(tracer: Tracer) -> None:
+    while True:
+        await asyncio.sleep(FLUSH_S)
+        await tracer.flush()
+
+
+async def _closed(bus: NatsBus) -> None:
+    await bus.closed.wait()
+    raise BusError("The connection has ended for good; the process ends so that it is started anew.")
+
+
+def main(serve: Callable[[S], Coroutine[Any, Any, None]], settings: type[S]) -> None:
+    """`__main__` of every service."""
+    try:
+        chosen = settings()
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            name = "_".join(str(part) for part in problem["loc"]).upper()
+            print(f"settings: {name if name.startswith(('HEARTH', 'OTEL')) else 'HEARTH_' + name}: {problem['msg']}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+    uvloop.run(serve(chosen))

@@ -1,0 +1,157 @@
+"""Traces: W3C context in, spans made by hand, out to the bus and over OTLP.
+
+A span is written down after the fact, from times that were taken anyway; an unsampled call costs a random id. Sampling is
+by rate, not by ratio: a person trying things out sees every call, a loaded platform pays for a few each second.
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Final, Literal
+
+from hearth_contracts import subjects
+from hearth_contracts.keys import SpanBatch
+from hearth_kit.bus import Bus
+from hearth_kit.clock import Clock
+from hearth_kit.errors import BusError
+from hearth_kit.otlp import Exporter
+
+_PATTERN: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+#: Finished spans that wait for the next flush at most; more are dropped and counted.
+QUEUE_MAX: Final = 16_384
+
+Kind = Literal["internal", "server", "client", "producer", "consumer"]
+Value = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Where in which trace we are."""
+
+    trace_id: str
+    span_id: str
+    sampled: bool
+
+    @property
+    def header(self) -> str:
+        return f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}"
+
+    def child(self) -> "Context":
+        """A new place below this one."""
+        return Context(self.trace_id, secrets.token_hex(8), self.sampled)
+
+
+def parse(header: str) -> Context | None:
+    """The caller's `traceparent`, or None when it is absent or broken."""
+    match = _PATTERN.fullmatch(header)
+    if match is None or match[1] == "0" * 32 or match[2] == "0" * 16:
+        return None
+    return Context(match[1], match[2], bool(int(match[3], 16) & 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One finished span. Times are Unix seconds."""
+
+    service: str
+    name: str
+    trace_id: str
+    span_id: str
+    parent: str
+    start: float
+    end: float
+    kind: Kind = "internal"
+    attributes: Mapping[str, Value] = field(default_factory=dict)
+    links: Sequence[str] = ()
+    error: str = ""
+
+
+class Sampler:
+    """At most so many new traces a second."""
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._tokens = max(per_second, 1.0) if per_second else 0.0
+        self._at = 0.0
+
+    def take(self, now: float) -> bool:
+        if not self._per_second:
+            return False
+        self._tokens = min(max(self._per_second, 1.0), self._tokens + max(0.0, now - self._at) * self._per_second)
+        self._at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class Tracer:
+    """One process's spans."""
+
+    def __init__(
+        self, *, service: str, instance: str, bus: Bus, clock: Clock, per_second: float, exporter: Exporter | None = None
+    ) -> None:
+        self._service = service
+        self._instance = instance
+        self._bus = bus
+        self._clock = clock
+        self._sampler = Sampler(per_second)
+        self._exporter = exporter
+        self._spans: list[Span] = []
+        self.dropped = 0
+
+    def root(self, header: str = "") -> Context:
+        """Where a request enters: below the caller's span when there is one, else a new trace."""
+        caller = parse(header)
+        if caller is not None:
+            return caller
+        return Context(secrets.token_hex(16), "", self._sampler.take(self._clock.now()))
+
+    def continued(self, header: str) -> Context:
+        """Where a message continues. A message without context starts an unsampled trace."""
+        return parse(header) or Context(secrets.token_hex(16), "", False)
+
+    def span(
+        self,
+        at: Context,
+        name: str,
+        *,
+        parent: str,
+        start: float,
+        end: float,
+        kind: Kind = "internal",
+        attributes: Mapping[str, Value] | None = None,
+        links: Sequence[str] = (),
+        error: str = "",
+    ) -> None:
+        """Write down that `at` lasted from `start` to `end`. Nothing happens when the trace is not sampled."""
+        if not at.sampled:
+            return
+        if len(self._spans) >= QUEUE_MAX:
+            self.dropped += 1
+            return
+        self._spans.append(
+            Span(self._service, name, at.trace_id, at.span_id, parent, start, end, kind, attributes or {}, links, error)
+        )
+
+    async def flush(self) -> None:
+        """Send what has gathered. Called each half second and at the end."""
+        if not self._spans:
+            return
+        spans, self._spans = self._spans, []
+        by_trace: dict[str, list[Span]] = {}
+        for span in spans:
+            by_trace.setdefault(span.trace_id, []).append(span)
+        for trace_id, group in by_trace.items():
+            meta = SpanBatch(service=self._service, instance=self._instance, count=len(group))
+            body = json.dumps([asdict(span) for span in group], separators=(",", ":")).encode()
+            try:
+                await self._bus.publish(
+                    subjects.trace(trace_id), body, meta=meta, contract="spans.v1", msg_id=f"{trace_id}.{group[0].span_id}"
+                )
+            except BusError:
+                self.dropped += len(group)
+        if self._exporter is not None:
+            self.dropped += await self._exporter.export(spans, self._instance)
