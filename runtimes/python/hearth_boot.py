@@ -1,0 +1,101 @@
+"""From a bare process to a supervisor with its zygote and its link.
+
+The zygote is forked before the link exists and before its key arrives, so that nothing of either is in its memory.
+"""
+
+import fcntl
+import gc
+import os
+import socket
+import sys
+import time
+
+import hearth_calls
+import hearth_supervisor
+import hearth_zygote
+
+#: How long the executor may take to open its end, seconds. It does so right after the container has started.
+CONNECT_S_MAX = 60.0
+CONNECT_EVERY_S = 0.002
+
+PR_SET_CHILD_SUBREAPER = 36
+#: Descriptors of the supervisor live above this number, out of the way of 0, 1 and 2.
+HIGH = 64
+
+
+class Folders:
+    """Where a function's code, scratch and outputs are, and which folders are emptied after a call."""
+
+    def __init__(self, root=""):
+        self.code = root + "/code"
+        self.scratch = root + "/tmp"
+        self.output = root + "/output"
+        self.emptied = [self.scratch, self.output] + ([] if root else ["/dev/shm"])
+
+
+def main(argv, libc):
+    mode, _, rest = argv[0].partition(":")
+    folders = Folders(argv[1] if mode == "fd" else "")
+    # Orphans come to the supervisor, whatever the container's first process is: none can slip out of its sight.
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    if mode == "stdio":
+        link_in, link_out = _take_stdio()
+    elif mode == "fd":
+        link_in = link_out = _move_high(int(rest))
+    elif mode == "fast" and rest:
+        link_in = link_out = None
+    else:
+        sys.exit(f"unknown mode {argv[0]!r}")
+    gc.collect()
+    gc.freeze()
+    zygote = _fork_zygote(folders, libc)
+    if mode == "fast":
+        link_in = link_out = _connect(rest)
+    hearth_supervisor.Supervisor(link_in, link_out, zygote, folders, keyed=mode == "stdio").run()
+
+
+def _take_stdio():
+    """The link moves to close-on-exec descriptors before any other process exists; 0 and 1 become the null device."""
+    link_in, link_out = _move_high(0), _move_high(1)
+    null = os.open("/dev/null", os.O_RDWR)
+    for number in (0, 1):
+        os.dup2(null, number)
+    os.close(null)
+    return link_in, link_out
+
+
+def _move_high(number):
+    moved = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, HIGH)
+    os.close(number)
+    return moved
+
+
+def _connect(name):
+    give_up = time.monotonic() + CONNECT_S_MAX
+    while True:
+        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            link.connect("\0" + name)
+        except (ConnectionRefusedError, FileNotFoundError):
+            link.close()
+            if time.monotonic() > give_up:
+                sys.exit("no executor came to the link")
+            time.sleep(CONNECT_EVERY_S)
+        else:
+            number = _move_high(os.dup(link.fileno()))
+            link.close()
+            return number
+
+
+def _fork_zygote(folders, libc):
+    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    out_r, out_w = os.pipe()
+    err_r, err_w = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        hearth_zygote.start(its.fileno(), out_w, err_w, folders, libc)
+        os._exit(0)
+    its.close()
+    os.close(out_w)
+    os.close(err_w)
+    return hearth_calls.Zygote(pid, mine, out_r, err_r)

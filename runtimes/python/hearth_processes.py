@@ -1,0 +1,131 @@
+"""What is left of a call: processes that still run and files that still lie about."""
+
+import os
+import stat
+
+#: Entries removed in place after a call. More than that goes to a process of its own, so that the link is never held up.
+CLEAN_IN_PLACE_MAX = 64
+
+
+def pids():
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def parent(pid):
+    """The parent's pid; 0 when the process is gone or a zombie, which runs nothing any more."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            text = file.read(512)
+    except OSError:
+        return 0
+    # The command's name stands in parentheses and may hold anything, so the fields are counted from its end.
+    fields = text[text.rindex(b")") + 2 :].split(None, 2)
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[1])
+
+
+def leftovers(root, expected, busy):
+    """Processes below `root` that belong to no call: neither expected themselves nor below a busy child."""
+    found = []
+    for pid in pids():
+        if pid in expected or pid in busy:
+            continue
+        above = parent(pid)
+        if above == 0:
+            continue
+        while above > 1 and above != root and above not in busy:
+            above = parent(above)
+        if above == root and root != pid:
+            found.append(pid)
+    return found
+
+
+def reap():
+    """Collect what orphans left behind: {pid: status}."""
+    ended = {}
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended
+        if pid == 0:
+            return ended
+        ended[pid] = status
+
+
+def signal_group(pid, number):
+    """Signal a call's whole process group; the process alone while it has not yet made its group."""
+    for send, target in ((os.killpg, pid), (os.kill, pid)):
+        try:
+            send(target, number)
+        except (ProcessLookupError, PermissionError):
+            continue
+        return
+
+
+def empty(folders):
+    """Remove a little rubbish at once. False when there is more, or when it will not go."""
+    budget = [CLEAN_IN_PLACE_MAX]
+    try:
+        return all(_empty(folder, budget) for folder in folders)
+    except OSError:
+        return False
+
+
+def _empty(folder, budget):
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            budget[0] -= 1
+            if budget[0] < 0:
+                return False
+            if not entry.is_dir(follow_symlinks=False):
+                os.unlink(entry.path)
+            elif _empty(entry.path, budget):
+                os.rmdir(entry.path)
+            else:
+                return False
+    return True
+
+
+def empty_apart(folders):
+    """Start a process that removes everything, however deep and whatever its modes. Answers its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        for folder in folders:
+            at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            _empty_below(at)
+            os.close(at)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _empty_below(top):
+    """Depth first without recursion and without long paths: a function may nest folders deeper than either allows."""
+    os.fchdir(top)
+    depth = 0
+    home = os.fstat(top).st_ino
+    while True:
+        below = None
+        for name in os.listdir("."):
+            mode = os.lstat(name).st_mode
+            if not stat.S_ISDIR(mode):
+                os.unlink(name)
+                continue
+            if mode & 0o700 != 0o700:
+                os.chmod(name, 0o700)
+            try:
+                os.rmdir(name)
+            except OSError:
+                below = name
+                break
+        if below is not None:
+            os.chdir(below)
+            depth += 1
+        elif depth == 0 or os.stat(".").st_ino == home:
+            return
+        else:
+            os.chdir("..")
+            depth -= 1
