@@ -1,0 +1,1 @@
+"""`./hearth bench`: the budget table, measured on a running platform over real HTTP."""
