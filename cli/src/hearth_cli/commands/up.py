@@ -1,0 +1,101 @@
+"""`hearth up`: the broker and all services on this machine."""
+
+import asyncio
+import signal
+import threading
+from pathlib import Path
+
+from hearth_cli import terminal
+from hearth_cli.commands import doctor
+from hearth_cli.errors import CommandError, NotRunning
+from hearth_cli.local import broker_binary, platform, supervise
+from hearth_cli.local.broker_config import PROFILES
+from hearth_cli.local.broker_users import BrokerUsers, publisher
+from hearth_cli.local.data_dir import DataDir, is_locked, read_json
+from hearth_cli.local.plan import TENANT, Options, Plan
+
+
+def run(
+    told: Path | None, *, port: int, executors: int, schedulers: int, profile: str, detach: bool, install: bool
+) -> None:
+    if profile not in PROFILES:
+        raise CommandError(f"There is no profile {profile}.", fix=f"./hearth up --profile {'|'.join(PROFILES)}")
+    data = DataDir.at(told)
+    if is_locked(data.lock):
+        running = read_json(data.processes)
+        terminal.note(f"already running in {data.root}")
+        terminal.out(f"address      {running.get('address', '?')}")
+        return
+    binary = broker_binary.find()
+    off = doctor.make_ready(install=install)
+    plan = platform.prepare(data, Options(port, executors, schedulers, profile), binary)
+    if detach:
+        _detached(plan, off)
+    else:
+        _foreground(plan, off)
+
+
+def _detached(plan: Plan, off: list[str]) -> None:
+    platform.start_detached(plan)
+    try:
+        with terminal.step("starting the broker and the services") as step:
+            platform.wait_ready(plan, starting=lambda names: step(", ".join(names)))
+    except BaseException:
+        platform.stop(plan.data)
+        raise
+    _welcome(plan, off, detached=True)
+
+
+def _foreground(plan: Plan, off: list[str]) -> None:
+    """This process is the supervisor. A thread watches for readiness, as `--detach` does from outside."""
+
+    def watch() -> None:
+        try:
+            with terminal.step("starting the broker and the services") as step:
+                platform.wait_ready(plan, starting=lambda names: step(", ".join(names)))
+            _welcome(plan, off, detached=False)
+        except CommandError as error:
+            if is_locked(plan.data.lock):
+                terminal.show_error(error)
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await supervise.supervise(plan, stop=stop)
+
+    threading.Thread(target=watch, name="ready", daemon=True).start()
+    asyncio.run(main())
+    try:
+        platform.remove_containers(plan.data)
+    except NotRunning:
+        pass
+    terminal.note("stopped")
+
+
+def _welcome(plan: Plan, off: list[str], *, detached: bool) -> None:
+    login = read_json(BrokerUsers(data=plan.data).credentials(publisher(TENANT)))
+    where = "" if plan.data == DataDir.at(None) else f" --data {plan.data.root}"
+    terminal.out(
+        f"""
+Hearth is ready.
+
+  address      {plan.address}
+  docs         {plan.address}/docs
+  broker       {plan.servers[0].url}   an acknowledgement survives {plan.profile.means}
+  publisher    {login["user"]} / {login["password"]}
+  admin key    {plan.data.admin_key}   (mode 0600)
+  logs         {plan.data.logs}
+"""
+    )
+    for line in off:
+        terminal.out(f"  off: {line}")
+    terminal.out("Next, a first function:\n")
+    if not detached:
+        terminal.out("  (in another terminal)")
+    terminal.out(f"  ./hearth new hello && ./hearth deploy hello{where}")
+    terminal.out(f"  ./hearth invoke hello{where} -d '{{\"name\": \"ada\"}}'")
+    terminal.out(
+        f"  curl -H \"x-api-key: $(cat {plan.data.admin_key})\" {plan.address}/v1/functions/hello/invoke -d '{{\"name\": \"ada\"}}'"
+    )
+    terminal.out(f"\n{'./hearth down' + where if detached else 'Ctrl-C'} stops it.")
