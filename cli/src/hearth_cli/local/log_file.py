@@ -18,9 +18,9 @@ class LogFile:
         self._open()
 
     def write(self, chunk: bytes) -> None:
-        """Append; a file ends with a whole line where the chunk has one."""
+        """Append. A file may pass its limit by the line that was begun in it."""
         if self._size_bytes + len(chunk) > self._size_bytes_max and self._size_bytes:
-            end = chunk.rfind(b"\n") + 1
+            end = chunk.find(b"\n") + 1
             self._append(chunk[:end])
             self._rotate()
             chunk = chunk[end:]
