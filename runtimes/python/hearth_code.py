@@ -20,7 +20,7 @@ class BadBundle(Exception):
 
 
 def unpack(bundle, code, folder):
-    """Unpack into `folder`, then take away the permission to write there."""
+    """Unpack into `folder`, then take away the permission to write there. Answers the unpacked size in bytes."""
     bundle.seek(0)
     kind = code["kind"]
     target = _Target(folder)
@@ -33,6 +33,7 @@ def unpack(bundle, code, folder):
     else:
         raise BadBundle(f"a bundle of kind {kind!r}")
     target.seal()
+    return target.size
 
 
 class _Target:
@@ -41,7 +42,7 @@ class _Target:
         self._folders = [folder]
         self._made = {""}
         self._entries = 0
-        self._bytes = 0
+        self.size = 0
 
     def file(self, name, source, *, executable):
         above, _, leaf = self._path(name).rpartition("/")
@@ -50,8 +51,8 @@ class _Target:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         with os.fdopen(os.open(f"{self._root}/{above}/{leaf}", flags, mode), "wb", buffering=0) as out:
             while chunk := source.read(COPY_BYTES):
-                self._bytes += len(chunk)
-                if self._bytes > UNPACKED_BYTES_MAX:
+                self.size += len(chunk)
+                if self.size > UNPACKED_BYTES_MAX:
                     raise BadBundle(f"the code is larger than {UNPACKED_BYTES_MAX >> 20} MiB unpacked")
                 while chunk:
                     chunk = chunk[out.write(chunk) :]

@@ -18,7 +18,7 @@ import hearth_result
 
 PR_SET_DUMPABLE = 4
 #: Of all processes in a sandbox the kernel takes one running the function first when memory runs out, not the supervisor.
-OOM_SCORE = b"500"
+OOM_SCORE = b"900"
 #: How often to look for ended children where the kernel has no pidfd, seconds.
 LOOK_EVERY_S = 0.005
 
@@ -79,7 +79,7 @@ def _load(control, spec, code_fd, folders):
     hearth_child.prepare_environment(spec, folders)
     try:
         with os.fdopen(code_fd, "rb") as bundle:
-            hearth_code.unpack(bundle, spec["code"], folders.code)
+            size = hearth_code.unpack(bundle, spec["code"], folders.code)
         unpacked = time.monotonic()
         sys.path[:] = hearth_code.search_path(folders.code, sys.path)
         handler = hearth_code.find_handler(spec["handler"])
@@ -92,7 +92,7 @@ def _load(control, spec, code_fd, folders):
     gc.freeze()
     ready = time.monotonic()
     phases = {"unpack": (unpacked - began) * 1000, "import": (ready - unpacked) * 1000}
-    control.send(b"K" + json.dumps({"ok": True, "phases": phases}).encode())
+    control.send(b"K" + json.dumps({"ok": True, "phases": phases, "code_bytes": size}).encode())
     return handler
 
 

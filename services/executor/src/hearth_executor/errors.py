@@ -2,12 +2,14 @@
 
     ExecutorError
     ├── SandboxError          a sandbox or the code in it would not start: the call fails with `reason`
-    │   └── ImageMissing      the runtime image is not there, with the command that makes it
+    │   ├── ImageMissing      the runtime image is not there, with the command that makes it
+    │   └── LinkFailed        no link to the supervisor, or it broke the protocol
     └── BackendUnavailable    not the function's fault: hand the job back, burn no attempt
         ├── EngineMissing     no engine is installed
         ├── EngineStopped     it does not answer
         ├── EngineForbidden   it does not let us in
-        └── NoRoom            every sandbox the memory allows is busy
+        ├── NoRoom            every sandbox the memory allows is busy
+        └── SandboxSpent      this sandbox may serve no further call: take another
 """
 
 from typing import ClassVar
@@ -47,6 +49,15 @@ class ImageMissing(SandboxError):
         self.fix = fix
 
 
+class LinkFailed(SandboxError):
+    """There is no link to the sandbox's supervisor."""
+
+    code = "E_LINK"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason=Reason.LOST)
+
+
 class BackendUnavailable(ExecutorError):
     """Sandboxes cannot be made just now; the job belongs elsewhere, or later."""
 
@@ -81,3 +92,9 @@ class NoRoom(BackendUnavailable):
     """Every sandbox that the memory allows is busy."""
 
     code = "E_NO_ROOM"
+
+
+class SandboxSpent(BackendUnavailable):
+    """The sandbox may serve no further call; nothing of this one has begun."""
+
+    code = "E_SANDBOX_SPENT"

@@ -1,0 +1,241 @@
+"""One call that is under way: collects what the sandbox says of it, until its result."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from hearth_contracts.enums import Reason
+from hearth_executor.containers import frames
+from hearth_executor.containers.frames import Kind
+from hearth_executor.containers.link import Link
+from hearth_executor.ports import BodyWriter, CallEvents, Finished, Usage
+
+#: Results up to this size travel inside their record's message; larger ones go to `large_result`, chunk by chunk.
+INLINE_BYTES_MAX = 256 * 1024
+
+#: Credit for log bytes is given back in pieces of this size, to save frames.
+LOG_CREDIT_BYTES = 32 * 1024
+
+#: The supervisor stops at this much; the executor only makes sure of it.
+LOG_BYTES_MAX = 1024 * 1024
+#: Events and output files of one call that may be under way at once.
+TASKS_MAX = 64
+OUTPUTS_MAX = 32
+
+_MESSAGE_CHARS_MAX = 8 * 1024
+_TRACEBACK_CHARS_MAX = 64 * 1024
+_HEADERS_MAX = 100
+
+_REASONS = {reason.value for reason in (Reason.ERROR, Reason.BAD_RESULT, Reason.OOM, Reason.RESOURCE)}
+
+OpenOutput = Callable[[str, str], Awaitable[BodyWriter]]
+"""(job, file name): where an output file goes."""
+
+
+class Running:
+    """Fed by the sandbox with this call's frames. `ended` resolves with the result's head and body, or with None when
+    the link is lost."""
+
+    def __init__(self, number: int, job: str, events: CallEvents, link: Link, open_output: OpenOutput | None) -> None:
+        self.number = number
+        self.job = job
+        self.stopped: Reason | None = None
+        """Why the call was told to stop."""
+        self.truncated = False
+        self.bytes_out = 0
+        self.signal = 0
+        self._events = events
+        self._link = link
+        self._open_output = open_output
+        self._log_owed = dict[int, int]()
+        self._logged = 0
+        self._waiting = dict[tuple[int, int], int]()
+        self._data = asyncio.Queue[bytes | None]()
+        self._collector: asyncio.Task[bytes | None] | None = None
+        self._outputs = dict[int, asyncio.Queue[bytes | None]]()
+        self._tasks = set[asyncio.Task[Any]]()
+        self.ended: asyncio.Future[tuple[dict[str, Any], bytes] | None] = asyncio.get_running_loop().create_future()
+
+    # -- frames
+
+    def take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if kind == Kind.RESULT:
+            head, body = frames.split_meta(payload)
+            if not self.ended.done():
+                self.ended.set_result((head, body))
+        elif kind == Kind.LOG:
+            self._log(flags, stream, payload)
+        elif kind == Kind.RESULT_DATA:
+            self._arrived(kind, 0, len(payload))
+            self._begin_collecting()
+            self._data.put_nowait(payload)
+        elif kind == Kind.EMIT:
+            if len(self._tasks) >= TASKS_MAX:
+                raise frames.ProtocolError("too many events at once")
+            head, data = frames.split_meta(payload)
+            self._spawn(self._emit(str(head.get("subject")), data, str(head.get("content_type"))))
+        elif kind == Kind.OUTPUT_OPEN:
+            self._output_open(stream, str(frames.document(payload).get("name")))
+        elif kind == Kind.OUTPUT:
+            self._output(stream, flags, payload)
+        else:
+            raise frames.ProtocolError(f"a frame of type {kind} for a call")
+
+    def lose(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    # -- the result
+
+    async def finished(self, head: dict[str, Any], body: bytes, usage: Usage) -> Finished:
+        """The result's head, which a function may have made up, as a value that can be relied on."""
+        collected: bytes | None = body
+        if self._collector is not None:
+            self._data.put_nowait(None)
+            collected = await self._collector
+        for queue in self._outputs.values():
+            queue.put_nowait(None)
+        if self._outputs:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        reason = head.get("reason")
+        if reason is not None:
+            return self._failed(head, reason if reason in _REASONS else Reason.ERROR.value, usage)
+        status = head.get("status")
+        return Finished(
+            reason=None,
+            result=collected or b"",
+            content_type=_text(head.get("content_type"), 200) or "application/octet-stream",
+            http_status=status if isinstance(status, int) and 200 <= status <= 599 else None,
+            http_headers=_headers(head.get("headers")),
+            usage=usage,
+            log_truncated=self.truncated,
+        )
+
+    def _failed(self, head: dict[str, Any], reason: str, usage: Usage) -> Finished:
+        error = head.get("error")
+        error = error if isinstance(error, dict) else {}
+        return Finished(
+            reason=reason,
+            error_type=_text(error.get("type"), 200),
+            error_message=_text(error.get("message"), _MESSAGE_CHARS_MAX),
+            traceback=_text(error.get("traceback"), _TRACEBACK_CHARS_MAX),
+            usage=usage,
+            log_truncated=self.truncated,
+        )
+
+    async def close(self) -> None:
+        """Let nothing of this call go on."""
+        tasks = [*self._tasks, *([self._collector] if self._collector else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _begin_collecting(self) -> None:
+        if self._collector is None:
+            self._collector = asyncio.get_running_loop().create_task(self._collect(), name=f"hearth-result {self.job}")
+
+    async def _collect(self) -> bytes | None:
+        """The whole body while it is small, else None once all of it has gone to the writer."""
+        held = bytearray()
+        writer: BodyWriter | None = None
+        while (chunk := await self._data.get()) is not None:
+            self.bytes_out += len(chunk)
+            if writer is not None:
+                await writer.write(chunk)
+            else:
+                held += chunk
+                if len(held) > INLINE_BYTES_MAX:
+                    writer = await self._events.large_result(None)
+                    await writer.write(bytes(held))
+                    held.clear()
+            self._done_with(Kind.RESULT_DATA, 0, len(chunk))
+        return None if writer is not None else bytes(held)
+
+    # -- what a call says while it runs
+
+    def _log(self, flags: int, stream: int, payload: bytes) -> None:
+        name = frames.LOG_STREAMS.get(stream)
+        if name is None:
+            raise frames.ProtocolError(f"log stream {stream}")
+        if flags & frames.TRUNCATED:
+            self.truncated = True
+        self._logged += len(payload)
+        if self._logged > LOG_BYTES_MAX:
+            raise frames.ProtocolError("a log past its cap")
+        if payload:
+            self._events.log(name, payload)
+            owed = self._log_owed.get(stream, 0) + len(payload)
+            if owed >= LOG_CREDIT_BYTES:
+                self._link.give_credit(self.number, Kind.LOG, stream, owed)
+                owed = 0
+            self._log_owed[stream] = owed
+
+    async def _emit(self, subject: str, data: bytes, content_type: str) -> None:
+        try:
+            await self._events.emit(subject, data, content_type)
+            answer = {"ok": True}
+        except Exception as error:  # noqa: BLE001 - whatever the platform says is for the function to know
+            answer = {"ok": False, "error": str(error)[:500]}
+        self._link.send(Kind.EMIT_ACK, frames.json_bytes(answer), call=self.number)
+
+    def _output_open(self, stream: int, name: str) -> None:
+        if self._open_output is None:
+            answer = {"ok": False, "error": "this platform takes no output files"}
+            self._link.send(Kind.OUTPUT_ACK, frames.json_bytes(answer), call=self.number, stream=stream)
+            return
+        if stream in self._outputs or len(self._outputs) >= OUTPUTS_MAX:
+            raise frames.ProtocolError("an output opened twice, or too many")
+        queue = self._outputs[stream] = asyncio.Queue[bytes | None]()
+        self._spawn(self._write_output(stream, name, queue, self._open_output))
+
+    def _output(self, stream: int, flags: int, payload: bytes) -> None:
+        queue = self._outputs.get(stream)
+        if queue is None:
+            raise frames.ProtocolError("data for an output that is not open")
+        if payload:
+            self._arrived(Kind.OUTPUT, stream, len(payload))
+            self.bytes_out += len(payload)
+            queue.put_nowait(payload)
+        if flags & frames.END:
+            queue.put_nowait(None)
+
+    async def _write_output(self, stream: int, name: str, queue: asyncio.Queue[bytes | None], open_output: OpenOutput) -> None:
+        try:
+            writer = await open_output(self.job, name)
+        except Exception as error:  # noqa: BLE001 - told to the function
+            answer = {"ok": False, "error": str(error)[:500]}
+            self._link.send(Kind.OUTPUT_ACK, frames.json_bytes(answer), call=self.number, stream=stream)
+            return
+        self._link.send(Kind.OUTPUT_ACK, b'{"ok":true}', call=self.number, stream=stream)
+        while (chunk := await queue.get()) is not None:
+            await writer.write(chunk)
+            self._done_with(Kind.OUTPUT, stream, len(chunk))
+
+    def _arrived(self, kind: int, stream: int, size: int) -> None:
+        """A supervisor keeps to its credit; one that does not could fill our memory."""
+        waiting = self._waiting[kind, stream] = self._waiting.get((kind, stream), 0) + size
+        if waiting > frames.WINDOW_BYTES:
+            raise frames.ProtocolError("more data than credit was given for")
+
+    def _done_with(self, kind: int, stream: int, size: int) -> None:
+        self._waiting[kind, stream] -= size
+        self._link.give_credit(self.number, kind, stream, size)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _text(value: object, chars_max: int) -> str:
+    return value[:chars_max] if isinstance(value, str) else ""
+
+
+def _headers(value: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, list):
+        return ()
+    pairs = list[tuple[str, str]]()
+    for pair in value[:_HEADERS_MAX]:
+        if isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) and not {"\r", "\n", "\0"} & set(part) for part in pair):
+            pairs.append((pair[0], pair[1]))
+    return tuple(pairs)
