@@ -182,7 +182,7 @@ class ContainerSandbox:
     def _begin(self, running: Running, invocation: Invocation) -> asyncio.Task[None] | None:
         """Send the call. A large event follows in pieces, fed by a task of its own."""
         body = invocation.body
-        inline = isinstance(body, bytes) and len(body) <= INLINE_EVENT_BYTES_MAX
+        inline = body if isinstance(body, bytes) and len(body) <= INLINE_EVENT_BYTES_MAX else None
         head = {
             "job": invocation.job,
             "attempt": invocation.attempt,
@@ -191,11 +191,11 @@ class ContainerSandbox:
             "content_type": invocation.content_type,
             "traceparent": invocation.traceparent,
             "http": None if invocation.http is None else dict(invocation.http),
-            "streamed": not inline,
+            "streamed": inline is None,
             "size": invocation.body_size,
         }
-        self._link.send(Kind.CALL, frames.with_meta(head, body if inline else b""), call=running.number)
-        if inline:
+        self._link.send(Kind.CALL, frames.with_meta(head, inline or b""), call=running.number)
+        if inline is not None:
             return None
         return asyncio.get_running_loop().create_task(self._feed(running, body), name=f"hearth-event {running.job}")
 
