@@ -88,6 +88,14 @@ def images_build(*, force: Annotated[bool, typer.Option("--force", help="Build e
     command.build(force=force)
 
 
+@images_app.command("name")
+def images_name() -> None:
+    """The name that an image has to have to fit this checkout."""
+    from hearth_cli.commands import images as command
+
+    command.names()
+
+
 @app.command()
 def new(name: str, *, folder: Annotated[Path | None, typer.Option("--in", help="Where; the current folder.")] = None) -> None:
     """Write a first function: function.yaml, main.py and a test event."""

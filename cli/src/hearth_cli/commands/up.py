@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hearth_cli import terminal
 from hearth_cli.commands import doctor
-from hearth_cli.errors import CommandError, NotRunning
+from hearth_cli.errors import CommandError
 from hearth_cli.local import broker_binary, platform, supervise
 from hearth_cli.local.broker_config import PROFILES
 from hearth_cli.local.broker_users import BrokerUsers, publisher
@@ -66,10 +66,7 @@ def _foreground(plan: Plan, off: list[str]) -> None:
 
     threading.Thread(target=watch, name="ready", daemon=True).start()
     asyncio.run(main())
-    try:
-        platform.remove_containers(plan.data)
-    except NotRunning:
-        pass
+    platform.remove_containers(plan.data)
     terminal.note("stopped")
 
 

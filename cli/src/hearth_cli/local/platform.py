@@ -186,9 +186,9 @@ def _kill(pid: int) -> None:
 
 def remove_containers(data: DataDir) -> int:
     """Remove what an executor that was killed left in the engine: only containers that carry this platform's label."""
-    from hearth_cli.local import containers
+    from hearth_cli.local import engine
 
-    return containers.remove(data.platform())
+    return engine.remove_containers(data.platform()) if engine.inspect_engine().ready else 0
 
 
 def is_data_dir(path: Path) -> bool:
