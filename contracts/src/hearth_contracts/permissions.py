@@ -104,6 +104,9 @@ _EXTRA_PUBLISH: Final[dict[str, tuple[str, ...]]] = {
         *_consumer_admin("RECORDS"),
         "$JS.API.STREAM.PURGE.RECORDS",
         "$JS.API.STREAM.INFO.RECORDS",
+        # One persister at a time writes to a store: a lease per store, and no other role's.
+        "$KV.LEASES.store.*",
+        "$JS.API.DIRECT.GET.KV_LEASES.$KV.LEASES.store.*",
     ),
     registry.GATEWAY: (
         "$JS.API.STREAM.PURGE.OBJECTS_BODIES",

@@ -72,7 +72,7 @@ SPANS: Final = Contract("spans", 1, keys.SpanBatch, subjects.TRACES_ALL, streams
 EVENT: Final = Contract("event", 1, calls.Meta, subjects.EVENTS_ALL, streams.EVENTS, (GATEWAY, EXECUTOR),
     listeners=(GATEWAY,), body="the event")  # fmt: skip
 OBJECT_BODY: Final = Contract("object", 1, objects.ObjectMeta, subjects.objects_in("bodies"), streams.OBJECTS_BODIES,
-    (GATEWAY, EXECUTOR), readers=(GATEWAY, EXECUTOR, PERSISTER), body="a chunk")  # fmt: skip
+    (GATEWAY, EXECUTOR, PERSISTER), readers=(GATEWAY, EXECUTOR, PERSISTER), body="a chunk")  # fmt: skip
 OBJECT_CODE: Final = Contract("code-object", 1, objects.ObjectMeta, subjects.objects_in("code"), streams.OBJECTS_CODE,
     (GATEWAY,), readers=(GATEWAY, EXECUTOR, PERSISTER), body="a chunk")  # fmt: skip
 CONTROL: Final = Contract("control", 1, fleet.Control, subjects.CONTROL_ALL, None, (GATEWAY, SCHEDULER),
