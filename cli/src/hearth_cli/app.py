@@ -23,7 +23,9 @@ app.add_typer(images_app, name="images")
 app.add_typer(keys_app, name="keys")
 
 Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Data directory; .hearth unless told otherwise.")]
-Url = Annotated[str, typer.Option("--url", envvar="HEARTH_URL", help="A platform elsewhere; the local one unless told otherwise.")]
+Url = Annotated[
+    str, typer.Option("--url", envvar="HEARTH_URL", help="A platform elsewhere; the local one unless told otherwise.")
+]
 Key = Annotated[str, typer.Option("--key", envvar="HEARTH_KEY", help="API key; the local admin key unless told otherwise.")]
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 NoInstall = Annotated[bool, typer.Option("--no-install", help="Never install anything; say what is missing instead.")]
@@ -74,7 +76,7 @@ def doctor(
     data: Data = None,
     remake: Annotated[str, typer.Option("--remake", metavar="STREAM", help="Make a lost stream anew, empty; with --fix.")] = "",
 ) -> None:
-    """What is missing here, each with the one command that mends it."""
+    """What is missing, and the one command for it."""
     from hearth_cli.commands import doctor as command
 
     raise typer.Exit(command.run(data, fix=fix, as_json=as_json, url=url, key=key, remake=remake))
@@ -98,7 +100,7 @@ def images_name() -> None:
 
 @app.command()
 def new(name: str, *, folder: Annotated[Path | None, typer.Option("--in", help="Where; the current folder.")] = None) -> None:
-    """Write a first function: function.yaml, main.py and a test event."""
+    """Write a first function to start from."""
     from hearth_cli.commands import new as command
 
     command.run(name, folder or Path.cwd())
@@ -153,7 +155,7 @@ def logs(
     key: Key = "",
     data: Data = None,
 ) -> None:
-    """What a call printed, or a function's latest calls, or a local service."""
+    """What a call, a function or a service printed."""
     from hearth_cli.commands import logs as command
 
     command.run(target, data, follow=follow, url=url, key=key)
@@ -236,7 +238,7 @@ def test(
     everything: Annotated[bool, typer.Option("--all", help="With full counts; takes up to an hour.")] = False,
     no_install: NoInstall = False,
 ) -> None:
-    """Run Hearth's own tests; further arguments go to pytest."""
+    """Run Hearth's own tests."""
     from hearth_cli.commands import test as command
 
     raise typer.Exit(command.run(everything=everything, install=not no_install, arguments=context.args))
@@ -244,7 +246,7 @@ def test(
 
 @app.command()
 def check() -> None:
-    """Style, types, imports, dependencies and house rules, without a broker."""
+    """Style, types, imports, dependencies, rules."""
     from hearth_cli.commands import check as command
 
     raise typer.Exit(command.run())

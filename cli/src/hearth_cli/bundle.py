@@ -11,7 +11,9 @@ from hearth_cli.errors import CommandError
 
 SPEC_NAME: Final = "function.yaml"
 #: Never part of a function: tools' own files and what is made anew anyway.
-SKIPPED: Final = frozenset({SPEC_NAME, "__pycache__", ".git", ".hg", ".venv", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".DS_Store"})
+SKIPPED: Final = frozenset(
+    {SPEC_NAME, "__pycache__", ".git", ".hg", ".venv", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".DS_Store"}
+)
 #: The platform's own limit; saying it here saves the upload.
 PACKED_BYTES_MAX: Final = 50 * 1024 * 1024
 
@@ -30,7 +32,10 @@ def files(folder: Path) -> Iterator[Path]:
         if path.name in SKIPPED or path.suffix == ".pyc":
             continue
         if path.is_symlink():
-            raise CommandError(f"{path} is a link; a function's code is plain files.", fix=f"cp --remove-destination \"$(readlink -f {path})\" {path}")
+            raise CommandError(
+                f"{path} is a link; a function's code is plain files.",
+                fix=f'cp --remove-destination "$(readlink -f {path})" {path}',
+            )
         if path.is_dir():
             yield from files(path)
         elif path.is_file():
@@ -48,7 +53,9 @@ def pack(folder: Path) -> bytes:
             with path.open("rb") as file:
                 archive.addfile(entry, file)
     if len(buffer.getbuffer()) > PACKED_BYTES_MAX:
-        raise CommandError(f"{folder} is {len(buffer.getbuffer()) >> 20} MB packed; a function may have {PACKED_BYTES_MAX >> 20} MB.")
+        raise CommandError(
+            f"{folder} is {len(buffer.getbuffer()) >> 20} MB packed; a function may have {PACKED_BYTES_MAX >> 20} MB."
+        )
     return buffer.getvalue()
 
 

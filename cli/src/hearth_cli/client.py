@@ -76,7 +76,9 @@ class Gateway:
             raise refusal(answer)
         return answer
 
-    def events(self, method: str, path: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Iterator[Event]:
+    def events(
+        self, method: str, path: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Iterator[Event]:
         """Server-sent events, as they come, until the gateway ends them."""
         connection, response = self._send(method, path, body, {"accept": "text/event-stream", **(headers or {})})
         try:
@@ -112,7 +114,9 @@ def refusal(answer: Answer) -> Refused:
         problem = answer.json()
         assert isinstance(problem, dict)
     except (ValueError, AssertionError):
-        return Refused(f"The gateway answered {answer.status}.", status=answer.status, detail=answer.body[:2000].decode(errors="replace"))
+        return Refused(
+            f"The gateway answered {answer.status}.", status=answer.status, detail=answer.body[:2000].decode(errors="replace")
+        )
     code = str(problem.get("code", ""))
     title = str(problem.get("title") or f"The gateway answered {answer.status}.")
     detail = [str(problem.get("detail") or "")]

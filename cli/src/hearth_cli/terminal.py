@@ -87,4 +87,6 @@ def plain(text: str) -> str:
 def table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """Columns as wide as they need to be."""
     widths = [max(len(row[column]) for row in (headings, *rows)) for column in range(len(headings))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (headings, *rows))
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (headings, *rows)
+    )

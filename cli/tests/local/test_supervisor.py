@@ -34,7 +34,9 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 
 
-def program(tmp_path: Path, name: str, how: str = "well", *, service: str = "gateway", stop_s_max: float = 5, **more: object) -> Program:
+def program(
+    tmp_path: Path, name: str, how: str = "well", *, service: str = "gateway", stop_s_max: float = 5, **more: object
+) -> Program:
     (tmp_path / "child.py").write_text(CHILD)
     port = ports.choose((name,), {})[name]
     return Program(
@@ -92,7 +94,9 @@ async def test_a_crash_is_noticed_though_its_children_live_on(tmp_path: Path, su
     release.touch()
 
 
-async def test_one_that_cannot_start_is_tried_again_ever_more_slowly(tmp_path: Path, data: DataDir, supervisor: Supervisor) -> None:
+async def test_one_that_cannot_start_is_tried_again_ever_more_slowly(
+    tmp_path: Path, data: DataDir, supervisor: Supervisor
+) -> None:
     supervisor.start(program(tmp_path, "one", "crash"))
     await until(lambda: supervisor.table()[0].crashes >= 3)
     log = (data.logs / "one.log").read_text()
@@ -198,4 +202,3 @@ def test_a_log_never_passes_its_limit_and_loses_no_line(tmp_path: Path) -> None:
     kept = b"".join(file.read_bytes() for file in files)
     assert b"".join(lines).endswith(kept)
     assert tail(tmp_path / "x.log", 1) == "line 0499"
-

@@ -17,13 +17,17 @@ def run() -> int:
         raise CommandError("The checks are for a checkout of Hearth; this is an installed package.")
     began = time.monotonic()
     with ThreadPoolExecutor(max_workers=2) as pool:
-        results = list(pool.map(lambda one: (one[0], *_run(root, *one[1:])), commands(root)))
+        results = list(pool.map(_run, commands(root)))
     failed = [(name, said) for name, code, said, _ in results if code]
     for name, said in failed:
         terminal.out(f"── {name}\n{said.rstrip()}\n")
     rows = [(name, "failed" if code else "ok", f"{seconds:.1f} s") for name, code, _, seconds in results]
     terminal.out(terminal.table(("check", "result", "took"), rows))
-    terminal.out(f"{len(failed)} of {len(results)} failed, {time.monotonic() - began:.0f} s" if failed else f"all {len(results)} passed, {time.monotonic() - began:.0f} s")
+    terminal.out(
+        f"{len(failed)} of {len(results)} failed, {time.monotonic() - began:.0f} s"
+        if failed
+        else f"all {len(results)} passed, {time.monotonic() - began:.0f} s"
+    )
     return 1 if failed else 0
 
 
@@ -42,11 +46,14 @@ def commands(root: Path) -> list[tuple[str, Path, list[str]]]:
         command = [str(bin_folder / "deptry"), "--config", str(root / "pyproject.toml"), "src"]
         found.append((f"dependencies of {member.relative_to(root)} (deptry)", member, command))
     if (root / "tests" / "repo").exists():
-        found.append(("house rules (tests/repo)", root, [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "tests/repo"]))
+        found.append(
+            ("house rules (tests/repo)", root, [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "tests/repo"])
+        )
     return found
 
 
-def _run(root: Path, folder: Path, command: list[str]) -> tuple[int, str, float]:
+def _run(check: tuple[str, Path, list[str]]) -> tuple[str, int, str, float]:
+    name, folder, command = check
     began = time.monotonic()
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    return done.returncode, done.stdout, time.monotonic() - began
+    return name, done.returncode, done.stdout, time.monotonic() - began

@@ -70,4 +70,5 @@ def _name(text: str, folder: Path) -> str:
 
 
 def _line(version: dict[str, Any]) -> str:
-    return f"{version.get('name')} version {version.get('version')} is {version.get('state')} ({str(version.get('digest', ''))[:12]})"
+    digest = str(version.get("digest", ""))[:12]
+    return f"{version.get('name')} version {version.get('version')} is {version.get('state')} ({digest})"

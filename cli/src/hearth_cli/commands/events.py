@@ -36,7 +36,7 @@ async def _listen(data: DataDir, subject: str, *, tenant: str, count: int) -> No
     enough = asyncio.Event()
     seen = 0
 
-    async def show(message: Message) -> None:
+    def show(message: Message) -> None:
         nonlocal seen
         seen += 1
         name = message.subject.removeprefix(f"{subjects.PREFIX}.events.{tenant}.")

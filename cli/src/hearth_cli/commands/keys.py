@@ -23,7 +23,11 @@ def listed(told: Path | None, *, url: str, key: str, as_json: bool) -> None:
 
 def create(name: str, told: Path | None, *, tenant: str, admin: bool, url: str, key: str, as_json: bool) -> None:
     body = json.dumps({"name": name, "tenant": tenant, "admin": admin}).encode()
-    made = Gateway.open(told, url=url, key=key).ask("POST", "/v1/keys", body=body, headers={"content-type": "application/json"}).json()
+    made = (
+        Gateway.open(told, url=url, key=key)
+        .ask("POST", "/v1/keys", body=body, headers={"content-type": "application/json"})
+        .json()
+    )
     data = DataDir.at(told)
     if not url and is_locked(data.lock):
         made = {**made, "publisher": str(_publisher(data, tenant))}
@@ -31,7 +35,10 @@ def create(name: str, told: Path | None, *, tenant: str, admin: bool, url: str, 
         terminal.out_json(made)
         return
     terminal.out(str(made.get("key") or made.get("secret")))
-    terminal.note(f"  shown this once; tenant {tenant}" + (f", its publisher's credentials: {made['publisher']}" if "publisher" in made else ""))
+    terminal.note(
+        f"  shown this once; tenant {tenant}"
+        + (f", its publisher's credentials: {made['publisher']}" if "publisher" in made else "")
+    )
 
 
 def revoke(prefix: str, told: Path | None, *, url: str, key: str) -> None:

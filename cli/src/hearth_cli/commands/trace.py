@@ -27,7 +27,7 @@ def waterfall(spans: list[dict[str, Any]]) -> list[str]:
         return ["no span has arrived yet"]
     starts = {id(span): _start_ms(span) for span in spans}
     first = min(starts.values())
-    total_ms = max(max(starts[id(span)] - first + _length_ms(span) for span in spans), 0.001)
+    total_ms = max([0.001, *(starts[id(span)] - first + _length_ms(span) for span in spans)])
     by_id = {span.get("id") or span.get("span_id"): span for span in spans}
     children: dict[Any, list[dict[str, Any]]] = {}
     for span in spans:

@@ -15,9 +15,7 @@ from hearth_cli.local.data_dir import DataDir, is_locked, read_json
 from hearth_cli.local.plan import TENANT, Options, Plan
 
 
-def run(
-    told: Path | None, *, port: int, executors: int, schedulers: int, profile: str, detach: bool, install: bool
-) -> None:
+def run(told: Path | None, *, port: int, executors: int, schedulers: int, profile: str, detach: bool, install: bool) -> None:
     if profile not in PROFILES:
         raise CommandError(f"There is no profile {profile}.", fix=f"./hearth up --profile {'|'.join(PROFILES)}")
     data = DataDir.at(told)
@@ -91,8 +89,8 @@ Hearth is ready.
     if not detached:
         terminal.out("  (in another terminal)")
     terminal.out(f"  ./hearth new hello && ./hearth deploy hello{where}")
-    terminal.out(f"  ./hearth invoke hello{where} -d '{{\"name\": \"ada\"}}'")
+    terminal.out(f'  ./hearth invoke hello{where} -d \'{{"name": "ada"}}\'')
     terminal.out(
-        f"  curl -H \"x-api-key: $(cat {plan.data.admin_key})\" {plan.address}/v1/functions/hello/invoke -d '{{\"name\": \"ada\"}}'"
+        f'  curl -H "x-api-key: $(cat {plan.data.admin_key})" {plan.address}/v1/functions/hello/invoke -d \'{{"name": "ada"}}\''
     )
     terminal.out(f"\n{'./hearth down' + where if detached else 'Ctrl-C'} stops it.")

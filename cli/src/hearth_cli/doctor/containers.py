@@ -19,7 +19,10 @@ def findings() -> list[Finding]:
         mendable = state.kind != "forbidden" and os.geteuid() == 0 and (state.kind == "stopped" or engine.can_install())
         says = f"{state.message}; functions in containers are off"
         found = Finding("engine", "off", says, state.fix, engine.install_engine if mendable else None)
-        return [found, Finding("images", "off", "no engine to keep them in", "./hearth images build", build if mendable else None)]
+        return [
+            found,
+            Finding("images", "off", "no engine to keep them in", "./hearth images build", build if mendable else None),
+        ]
     return [Finding("engine", "ok", state.message), *(image(runtime) for runtime in images.RUNTIMES)]
 
 
@@ -30,7 +33,9 @@ def image(runtime: str) -> Finding:
     name = images.reference(root, runtime)
     if images.present(root, runtime):
         return Finding(f"image {runtime}", "ok", name)
-    return Finding(f"image {runtime}", "off", f"{name} is not built", "./hearth images build", build if engine.can_install() else None)
+    return Finding(
+        f"image {runtime}", "off", f"{name} is not built", "./hearth images build", build if engine.can_install() else None
+    )
 
 
 def build(progress: Progress) -> None:

@@ -10,12 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hearth_contracts import streams
-from hearth_kit import nats_bus, provision
-
 from hearth_cli.local.broker_users import BOOTSTRAP, BrokerUsers
 from hearth_cli.local.data_dir import DataDir, read_json, write_private
 from hearth_cli.local.plan import Plan
+from hearth_contracts import streams
+from hearth_kit import nats_bus, provision
 
 
 def wanted(replicas: int) -> dict[str, Any]:
@@ -31,9 +30,7 @@ def due(data: DataDir, replicas: int) -> bool:
 def select(made: dict[str, Any], present: set[str]) -> tuple[streams.Stream, ...]:
     """The streams to make or bring up to date: all but those that were made before and are gone."""
     return tuple(
-        stream
-        for stream in streams.STREAMS
-        if stream.storage == "memory" or stream.name in present or stream.name not in made
+        stream for stream in streams.STREAMS if stream.storage == "memory" or stream.name in present or stream.name not in made
     )
 
 

@@ -57,7 +57,9 @@ class Capacity:
     file_bytes: int
 
 
-def server_text(server: Server, *, platform: str, peers: tuple[Server, ...], profile: Profile, capacity: Capacity, store: Path) -> str:
+def server_text(
+    server: Server, *, platform: str, peers: tuple[Server, ...], profile: Profile, capacity: Capacity, store: Path
+) -> str:
     """The file of one server; the users are in `users.conf` beside it, so that they change without it."""
     cluster = ""
     if profile.servers > 1:

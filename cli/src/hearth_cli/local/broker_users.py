@@ -107,7 +107,10 @@ class BrokerUsers:
     def _save(self, known: dict[str, Any]) -> None:
         """Write who there is, and what the broker reads."""
         rules = Rules(known["prefix"], known["kinds"])
-        tenants = {name: (rules.user(publisher(name), self._password(publisher(name)), "publisher", tenant=name),) for name in known["tenants"]}
+        tenants = {
+            name: (rules.user(publisher(name), self._password(publisher(name)), "publisher", tenant=name),)
+            for name in known["tenants"]
+        }
         services = tuple(rules.user(name, self._password(name), kind) for name, kind in known["services"].items())
         system = (rules.user(_SYSTEM, self._password(_SYSTEM), _SYSTEM),)
         write_private(self._file, json.dumps(known, indent=1))

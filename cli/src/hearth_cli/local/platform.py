@@ -1,5 +1,6 @@
 """A platform on this machine: made ready, started, looked at, stopped."""
 
+import contextlib
 import json
 import os
 import signal
@@ -35,16 +36,13 @@ _POLL_S: Final = 0.05
 
 def prepare(data: DataDir, options: Options, broker: BrokerBinary) -> Plan:
     """Make the data directory, choose the ports, write configuration and users: everything but the processes."""
-    from hearth_contracts import streams
-
     from hearth_cli.local import bootstrap
+    from hearth_contracts import streams
 
     if not ports.is_free(options.port):
         raise PortInUse(f"Port {options.port} is used by another program.", fix=f"./hearth up --port {_free_near(options.port)}")
     data.make()
-    chosen = ports.choose(
-        plans.port_names(options), read_json(data.ports), preferred={"broker-1.client": plans.BROKER_PORT}
-    )
+    chosen = ports.choose(plans.port_names(options), read_json(data.ports), preferred={"broker-1.client": plans.BROKER_PORT})
     write_private(data.ports, json.dumps({**read_json(data.ports), **chosen}, indent=1))
     profile = PROFILES[options.profile]
     plan = Plan(
@@ -78,7 +76,7 @@ def start_detached(plan: Plan) -> None:
 
 def wait_ready(plan: Plan, *, starting: Callable[[list[str]], None], within_s: float = READY_S_MAX) -> None:
     """Return when every process is ready and the gateway counts every executor; `starting` hears who is not yet."""
-    began = time.monotonic()
+    began, late = time.monotonic(), list[str]()
     while time.monotonic() - began < within_s:
         table = read_json(plan.data.processes)
         rows = table.get("processes", [])
@@ -178,10 +176,8 @@ def stop(data: DataDir) -> int:
 
 
 def _kill(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def remove_containers(data: DataDir) -> int:

@@ -12,9 +12,9 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from hearth_cli.errors import BrokerUnfit, CommandError, StartFailed
 from hearth_cli.local import broker_users, proc
@@ -205,12 +205,9 @@ async def _raise(supervisor: Supervisor) -> None:
     raise await supervisor.failed()
 
 
-async def _unless(stop: asyncio.Event, work: "asyncio.Future[None] | object") -> None:
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
     """Do the work, or leave it where it is when `stop` comes first."""
-    if stop.is_set():
-        return
-    working = asyncio.ensure_future(work)  # pyright: ignore[reportArgumentType]
-    waiting = asyncio.ensure_future(stop.wait())
+    working, waiting = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
