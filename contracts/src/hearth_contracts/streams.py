@@ -121,7 +121,8 @@ def bucket(
 
 FUNCTIONS: Final = bucket("FUNCTIONS", "file", why="the registry: heads and versions of functions")
 KEYS: Final = bucket("KEYS", "file", why="API keys, hashed")
-LEASES: Final = bucket("LEASES", "memory", ttl=True, max_bytes=16 * MIB, why="who holds a role now")
+LEASES: Final = bucket("LEASES", "file", ttl=True, max_bytes=16 * MIB,
+    why="who holds a role now; in a file, so that its revisions, which are the epochs, only rise")  # fmt: skip
 IDEMPOTENCY: Final = bucket("IDEMPOTENCY", "file", max_age_s=DAY_S, why="callers' own keys")
 
 STREAMS: Final = (CALLS, JOBS, RUNS, RUNS_SYNC, OUTCOMES, OUTCOMES_SYNC, RECORDS, REPLIES, STATES, EVENTS, LOGS, CAPACITY,
@@ -136,9 +137,8 @@ def executor_consumer(executor: str) -> str:
 
 
 def function_consumer(tenant: str, function: str) -> str:
-    """The consumer of one function on JOBS. Names hold no `.`, so `__` between two names is not ambiguous in practice
-    only because the filter subject decides; it is a label for people."""
-    return f"f_{tenant}__{function}"
+    """The consumer of one function on JOBS. No name holds a `=`, so that no two functions share one."""
+    return f"f_{tenant}={function}"
 
 
 SCHEDULER_CONSUMER: Final = "scheduler"

@@ -72,6 +72,8 @@ class ConsumerSpec:
     ack_wait_s: float = 30.0
     max_ack_pending: int = -1
     deliver_new: bool = False
+    ack_all: bool = False
+    """An acknowledgement settles everything up to its message: for one reader that goes through the stream in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ class StreamInfo:
     first_sequence: int
     last_sequence: int
     config: Mapping[str, Any]
+    created: str = ""
+    """When the stream was made, as the broker writes it: sequences mean something only together with this."""
 
 
 class Bus(Sender, Protocol):

@@ -1,12 +1,14 @@
 """Key-value buckets: typed, by direct get, with a local copy where reads must cost nothing."""
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from hearth_contracts.errors import InvalidName
 from hearth_contracts.streams import Stream
 from hearth_kit.background import Background
 from hearth_kit.bus import Bus, Stored, Subscription
@@ -16,7 +18,16 @@ _log = logging.getLogger(__name__)
 
 V = TypeVar("V", bound=BaseModel)
 
-_GONE = "KV-Operation"
+_GONE: Final = "KV-Operation"
+_MARKER: Final = "Nats-Marker-Reason"
+#: A key is part of a subject, and people's own words may end up in one.
+_KEY: Final = re.compile(r"[A-Za-z0-9_=-]{1,200}(?:\.[A-Za-z0-9_=-]{1,200}){0,4}")
+
+
+def gone(stored: Stored) -> bool:
+    """Whether this is only the mark of a key that was deleted or has expired."""
+    headers = stored.message.headers
+    return _GONE in headers or _MARKER in headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +47,21 @@ class Bucket(Generic[V]):
         self._prefix = f"$KV.{stream.name.removeprefix('KV_')}."
         self._model = model
 
-    async def get(self, key: str) -> Entry[V] | None:
-        stored = await self._bus.get_last(self._stream, self._prefix + key)
-        return None if stored is None else self._entry(stored)
+    def _subject(self, key: str) -> str:
+        if _KEY.fullmatch(key) is None:
+            raise InvalidName("key", key, "use letters, digits, -, _ and =, with single dots between")
+        return self._prefix + key
 
-    async def last_revision(self, key: str) -> int:
-        """The revision of the key, also when only a mark of its deletion or expiry is left; 0 when nothing is."""
-        stored = await self._bus.get_last(self._stream, self._prefix + key)
-        return 0 if stored is None else stored.sequence
+    async def get(self, key: str) -> Entry[V] | None:
+        stored = await self.last(key)
+        return None if stored is None else self.entry(stored)
+
+    async def last(self, key: str) -> Stored | None:
+        """What the bucket holds of the key, be it only the mark of its deletion or expiry: what an update builds on."""
+        return await self._bus.get_last(self._stream, self._subject(key))
 
     async def put(self, key: str, value: V) -> int:
-        return (await self._bus.publish(self._prefix + key, value.model_dump_json().encode())).sequence
+        return (await self._bus.publish(self._subject(key), value.model_dump_json().encode())).sequence
 
     async def create(self, key: str, value: V, *, ttl_s: int = 0) -> int:
         """Write only if the key holds nothing; raises `WrongLastSequence`."""
@@ -56,20 +71,24 @@ class Bucket(Generic[V]):
         """Write only on top of `revision`; raises `WrongLastSequence`. A later write without `ttl_s` is permanent."""
         headers = {"Nats-TTL": f"{ttl_s}s"} if ttl_s else None
         ack = await self._bus.publish(
-            self._prefix + key, value.model_dump_json().encode(), expect_last=revision, headers=headers
+            self._subject(key), value.model_dump_json().encode(), expect_last=revision, headers=headers
         )
         return ack.sequence
 
     async def delete(self, key: str) -> None:
         """Leave a mark that the key is gone, readable by every KV client."""
-        await self._bus.publish(self._prefix + key, headers={_GONE: "DEL"})
+        await self._bus.publish(self._subject(key), headers={_GONE: "DEL"})
 
     async def all(self, pattern: str = ">") -> list[Entry[V]]:
-        found = await self._bus.get_last_each(self._stream, [self._prefix + pattern])
-        return [entry for stored in found if (entry := self._entry(stored)) is not None]
+        return [entry for stored in await self.all_last(pattern) if (entry := self.entry(stored)) is not None]
 
-    def _entry(self, stored: Stored) -> Entry[V] | None:
-        if _GONE in stored.message.headers or "Nats-Marker-Reason" in stored.message.headers:
+    async def all_last(self, pattern: str = ">") -> list[Stored]:
+        """As `all`, marks included."""
+        return await self._bus.get_last_each(self._stream, [self._prefix + pattern])
+
+    def entry(self, stored: Stored) -> Entry[V] | None:
+        """The value, or None for a mark, and for what does not parse: one bad entry must not stop a service."""
+        if gone(stored):
             return None
         key = stored.subject.removeprefix(self._prefix)
         try:
@@ -112,12 +131,13 @@ class Mirror(Generic[V]):
             await self._subscription.stop()
 
     async def reload(self) -> None:
-        entries = await self._bucket.all()
-        present = {entry.key for entry in entries}
-        for entry in entries:
-            self._take(entry)
-        for key in [key for key in self._entries if key not in present]:
-            self._drop(key)
+        before = {key: entry.revision for key, entry in self._entries.items()}
+        found = await self._bucket.all_last()
+        for stored in found:
+            self._took(stored)
+        # Only what is as old as it was before the reading: a key written meanwhile is not missing, it is new.
+        for key in before.keys() - {self._key(stored) for stored in found}:
+            self._drop(key, up_to=before[key])
 
     def get(self, key: str) -> V | None:
         entry = self._entries.get(key)
@@ -134,32 +154,41 @@ class Mirror(Generic[V]):
         value = self.get(key)
         if value is not None:
             return value
-        entry = await self._bucket.get(key)
-        if entry is None:
-            return None
-        self._take(entry)
-        return entry.value
+        await self._look(key)
+        return self.get(key)
 
     def _heard(self, message: Message) -> None:
         # A subscriber also hears a write that the stream refused, so what is heard is only a reason to look.
-        key = message.subject.removeprefix(self._bucket.prefix)
-        self._tasks.start(self._look(key))
+        self._tasks.start(self._look(message.subject.removeprefix(self._bucket.prefix)))
 
     async def _look(self, key: str) -> None:
-        entry = await self._bucket.get(key)
-        if entry is None:
-            self._drop(key)
-        else:
-            self._take(entry)
+        known = self._entries.get(key)
+        stored = await self._bucket.last(key)
+        if stored is not None:
+            self._took(stored)
+        elif known is not None:
+            self._drop(key, up_to=known.revision)
 
-    def _take(self, entry: Entry[V]) -> None:
-        known = self._entries.get(entry.key)
-        if known is not None and known.revision >= entry.revision:
+    def _key(self, stored: Stored) -> str:
+        return stored.subject.removeprefix(self._bucket.prefix)
+
+    def _took(self, stored: Stored) -> None:
+        """Whatever was read, in whatever order: the higher revision stays."""
+        key = self._key(stored)
+        known = self._entries.get(key)
+        if known is not None and known.revision >= stored.sequence:
             return
-        self._entries[entry.key] = entry
+        entry = self._bucket.entry(stored)
+        if entry is None:
+            self._drop(key, up_to=stored.sequence)
+            return
+        self._entries[key] = entry
         if self._changed is not None:
-            self._changed(entry.key, entry.value)
+            self._changed(key, entry.value)
 
-    def _drop(self, key: str) -> None:
-        if self._entries.pop(key, None) is not None and self._changed is not None:
-            self._changed(key, None)
+    def _drop(self, key: str, *, up_to: int) -> None:
+        known = self._entries.get(key)
+        if known is not None and known.revision <= up_to:
+            del self._entries[key]
+            if self._changed is not None:
+                self._changed(key, None)

@@ -67,9 +67,13 @@ class Life:
     notes: dict[str, str] = field(default_factory=dict)
     """For people, shown in the fleet."""
 
+    side: "list[asyncio.Task[None]]" = field(default_factory=list)
+
     def start(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
         """A side task that lives as long as the service; if it fails, the service ends."""
-        return self.tasks.create_task(work, name=name)
+        task = self.tasks.create_task(work, name=name)
+        self.side.append(task)
+        return task
 
     def ready(self) -> None:
         self.problems.pop("starting", None)
@@ -83,10 +87,28 @@ async def running(settings: ServiceSettings, *, service: str, with_health: bool 
     clock = SystemClock()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+    this = asyncio.current_task()
+    assert this is not None
+    waiting = True
+
+    def stop() -> None:
+        stopping.set()
+        if waiting:
+            this.cancel()  # there is nothing to drain: the broker was never reached
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    user, password = settings.broker_login()
-    async with connect(url=settings.nats_url, instance=settings.instance, user=user, password=password) as bus:
+        loop.add_signal_handler(number, stop)
+    async with contextlib.AsyncExitStack() as stack:
+        user, password = settings.broker_login()
+        try:
+            bus = await stack.enter_async_context(
+                connect(url=settings.nats_url, instance=settings.instance, user=user, password=password)
+            )
+        except asyncio.CancelledError:
+            if stopping.is_set():
+                raise SystemExit(0) from None
+            raise
+        waiting = False
         _check_version(bus.server_version)
         exporter = Exporter(settings.otlp_endpoint) if settings.otlp_endpoint else None
         tracer = Tracer(
@@ -96,16 +118,14 @@ async def running(settings: ServiceSettings, *, service: str, with_health: bool 
         presence = Presence(service=service, instance=settings.instance, pid=os.getpid(), started_at=clock.now(), at=clock.now())
         async with asyncio.TaskGroup() as tasks:
             life = Life(bus, tracer, clock, stopping, tasks, presence, {"starting": "wait until the service is ready"})
-            side = [
-                tasks.create_task(_presence(life), name="presence"),
-                tasks.create_task(_spans(tracer), name="spans"),
-                tasks.create_task(_closed(bus), name="connection"),
-            ]
+            life.start(_presence(life), "presence")
+            life.start(_spans(tracer), "spans")
+            life.start(_closed(bus), "connection")
             try:
                 async with health.serve(settings.metrics_port if with_health else 0, lambda: _problems(life)):
                     yield life
             finally:
-                for task in side:
+                for task in life.side:
                     task.cancel()
         with contextlib.suppress(BusError, TimeoutError):
             await asyncio.wait_for(tracer.flush(), 2)
@@ -150,10 +170,20 @@ async def _closed(bus: NatsBus) -> None:
 def main(serve: Callable[[S], Coroutine[Any, Any, None]], settings: type[S]) -> None:
     """`__main__` of every service."""
     try:
-        chosen = settings()
+        chosen = settings()  # pyright: ignore[reportCallIssue] - from the environment
     except ValidationError as error:
         for problem in error.errors(include_url=False):
-            name = "_".join(str(part) for part in problem["loc"]).upper()
-            print(f"settings: {name if name.startswith(('HEARTH', 'OTEL')) else 'HEARTH_' + name}: {problem['msg']}", file=sys.stderr)  # noqa: T201
+            print(f"settings: {_variable(problem['loc'])}{problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         raise SystemExit(2) from None
-    uvloop.run(serve(chosen))
+    try:
+        uvloop.run(serve(chosen))
+    except Exception as error:
+        _log.critical("ended by an error", exc_info=error)
+        raise SystemExit(1) from None
+
+
+def _variable(where: tuple[int | str, ...]) -> str:
+    name = "_".join(str(part) for part in where).upper()
+    if not name:
+        return ""
+    return f"{name}: " if name.startswith(("HEARTH_", "OTEL_")) else f"HEARTH_{name}: "

@@ -5,12 +5,13 @@ import sys
 from typing import Any
 
 import structlog
+from structlog.typing import EventDict
 
 #: Keys of a log record that are not the user's.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
-def _extra(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+def _extra(_: Any, __: str, event: EventDict) -> EventDict:
     record = event.get("_record")
     if isinstance(record, logging.LogRecord):
         for key, value in vars(record).items():
@@ -22,7 +23,7 @@ def _extra(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
 def configure(*, service: str, instance: str, level: str) -> None:
     """Standard logging, rendered as JSON on stderr. Called once, first."""
 
-    def _who(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    def _who(_: Any, __: str, event: EventDict) -> EventDict:
         event["service"] = service
         event["instance"] = instance
         return event

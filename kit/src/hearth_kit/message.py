@@ -4,6 +4,7 @@ Headers are built and read here rather than by the client library: its reader go
 a dictionary per message, which is half of a hop's cost.
 """
 
+import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 
 from hearth_contracts.calls import Meta
 from hearth_contracts.errors import UndecodableMessage
+from hearth_kit.errors import NotConnected
 
 if TYPE_CHECKING:
     from hearth_kit.bus import Sender
@@ -23,6 +25,7 @@ TRACEPARENT: Final = "traceparent"
 MSG_ID: Final = "Nats-Msg-Id"
 EXPECTED_LAST: Final = "Nats-Expected-Last-Subject-Sequence"
 TTL: Final = "Nats-TTL"
+ACK_PREFIX: Final = "$JS.ACK."
 
 _LINE: Final = b"NATS/1.0\r\n"
 
@@ -31,9 +34,10 @@ def encode_headers(headers: Mapping[str, str]) -> bytes:
     """Header block. Values hold no line breaks: ids are ours, metas are JSON, and the rest is checked here."""
     parts = [_LINE]
     for key, value in headers.items():
-        if "\r" in value or "\n" in value:
-            raise ValueError(f"a line break in header {key}")
-        parts.append(f"{key}: {value}\r\n".encode())
+        line = f"{key}: {value}"
+        if "\r" in line or "\n" in line:
+            raise ValueError(f"a line break in header {key!r}")
+        parts.append(line.encode() + b"\r\n")
     parts.append(b"\r\n")
     return b"".join(parts)
 
@@ -95,12 +99,19 @@ class Message:
             raise UndecodableMessage(f"{self.subject}: {error.errors(include_url=False)[:3]}") from error
 
     # What the consumer knows, from the acknowledgement subject:
-    # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>
+    # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>, and where the broker speaks the
+    # second version, $JS.ACK.<domain>.<account>.<stream>...
 
     def _field(self, index: int) -> str:
         if self._fields is None:
-            self._fields = self.reply.split(".")
-        return self._fields[index] if len(self._fields) >= 9 else "0"
+            fields = self.reply.split(".") if self.consumed else []
+            self._fields = fields[2:] if len(fields) >= 11 else fields
+        return self._fields[index] if self._fields else "0"
+
+    @property
+    def consumed(self) -> bool:
+        """Whether it came from a consumer, and so waits to be settled."""
+        return self.reply.startswith(ACK_PREFIX)
 
     @property
     def delivered(self) -> int:
@@ -117,23 +128,25 @@ class Message:
         """How many more wait for this consumer."""
         return int(self._field(8))
 
-    # Settling. All are fire-and-forget: whoever needs certainty is idempotent instead.
+    # Settling. All are fire-and-forget: whoever needs certainty is idempotent instead. While the broker is away for so
+    # long that nothing more can wait for it, they are dropped: the message comes again, as it does after any lost word.
 
     def ack(self) -> None:
-        if self.reply:
-            self._sender.send(self.reply, b"+ACK")
+        self._settle(b"+ACK")
 
     def nak(self, delay_s: float = 0) -> None:
-        if self.reply:
-            self._sender.send(self.reply, b"-NAK" if not delay_s else b'-NAK {"delay": %d}' % int(delay_s * 1e9))
+        self._settle(b"-NAK" if not delay_s else b'-NAK {"delay": %d}' % int(delay_s * 1e9))
 
     def term(self, why: str) -> None:
-        if self.reply:
-            self._sender.send(self.reply, b"+TERM " + why.encode()[:200])
+        self._settle(b"+TERM " + why.encode()[:200])
 
     def in_progress(self) -> None:
-        if self.reply:
-            self._sender.send(self.reply, b"+WPI")
+        self._settle(b"+WPI")
+
+    def _settle(self, word: bytes) -> None:
+        if self.consumed:
+            with contextlib.suppress(NotConnected):
+                self._sender.send(self.reply, word)
 
     def respond(self, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         """Answer a request."""

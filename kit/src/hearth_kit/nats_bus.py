@@ -2,32 +2,34 @@
 
 import asyncio
 import contextlib
-import datetime
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from hearth_contracts.calls import Meta
 from hearth_contracts.permissions import inbox
-from hearth_contracts.streams import SECOND_NS, Stream
-from hearth_kit import errors
-from hearth_kit.bus import Ack, ConsumerInfo, ConsumerSpec, Handler, Pump, Stored, StreamInfo, Subscription, contract_headers
+from hearth_kit import errors, metrics
+from hearth_kit.bus import Ack, Handler, Pump, Subscription, contract_headers
+from hearth_kit.jetstream import JetStream
 from hearth_kit.message import Message, encode_headers
 from hearth_kit.pump import PullPump
-from hearth_kit.wire import Wire
+from hearth_kit.wire import FLUSH_S, Wire
 
 _log = logging.getLogger(__name__)
 
 #: An unanswered publish is sent again this often, under the same id.
 RETRY_S: Final = 1.0
+#: The broker is asked for a sign of life this often, and given up after two that stay away.
+PING_S: Final = 3
 #: How often deadlines of unanswered requests are looked at.
 SWEEP_S: Final = 0.1
-#: Broker errors by number (server/errors.json): wrong last sequence (two forms), full in four ways, unknown things.
+#: A reconnect hook that the broker could not serve yet is tried again after this.
+HOOK_RETRY_S: Final = 0.25
+#: Broker errors by number (server/errors.json): wrong last sequence (two forms), full in four ways.
 _WRONG_LAST: Final = frozenset({10071, 10164})
 _FULL: Final = frozenset({10077, 10047, 10023, 10054})
-_NOT_FOUND: Final = frozenset({10059, 10014})
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +40,8 @@ class _Waiter:
     deadline: float
     again: Callable[[], None] | None
     again_at: float
+    unheard: bool = False
+    """Whether the broker said, last time, that nobody listens there."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,20 +53,21 @@ class _Subscription:
         await self.wire.unlisten(self.sid)
 
 
-class NatsBus:
+class NatsBus(JetStream):
     """One connection. Made by `connect`."""
 
     def __init__(self, *, wire: Wire, instance: str, api_prefix: str = "$JS.API") -> None:
+        super().__init__(api_prefix)
         self._wire = wire
         self._instance = instance
         self._inbox = inbox(instance)
-        self._api = api_prefix
         self._waiters: dict[int, _Waiter] = {}
         self._collectors: dict[int, Callable[[Message], None]] = {}
         self._next = 0
         self._pumps: set[PullPump] = set()
         self._reconnect_hooks: list[Callable[[], Awaitable[None] | None]] = []
-        self._loop = asyncio.get_running_loop()
+        self._hooks_running: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
         self._mux = f"{self._inbox}.m."
         self.closed = asyncio.Event()
         """Set when the connection has ended for good: the process must end too."""
@@ -72,8 +77,26 @@ class NatsBus:
 
     async def start(self) -> None:
         await self._wire.listen(f"{self._mux}*", self._answered)
+        self._keeper = self._loop.create_task(self._keep(), name="bus-keeper")
 
-    async def keep(self) -> None:
+    async def stop(self) -> None:
+        """Stop the pumps, send what waits, close. Unanswered questions fail."""
+        for task in (self._keeper, self._hooks_running):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        await asyncio.gather(*(pump.stop() for pump in list(self._pumps)))
+        with contextlib.suppress(Exception):
+            if self._wire.is_connected:
+                await self._wire.flush(timeout=FLUSH_S)
+        if not self._wire.is_closed:
+            await self._wire.close()
+        for waiter in self._waiters.values():
+            if not waiter.future.done():
+                waiter.future.set_exception(errors.NotConnected("the bus was closed"))
+        self._waiters.clear()
+
+    async def _keep(self) -> None:
         """Deadlines, retries and silent pumps. Runs as long as the bus."""
         while True:
             await asyncio.sleep(SWEEP_S)
@@ -83,34 +106,53 @@ class NatsBus:
                     self._waiters.pop(number, None)
                 elif now >= waiter.deadline:
                     self._waiters.pop(number, None)
-                    waiter.future.set_exception(errors.PublishTimeout())
+                    waiter.future.set_exception(errors.StreamMissing() if waiter.unheard else errors.PublishTimeout())
                 elif waiter.again is not None and now >= waiter.again_at:
                     self._send_again(waiter, now)
             for pump in list(self._pumps):
                 pump.check(now)
+            await self._wire.supervise()
 
     def _send_again(self, waiter: _Waiter, now: float) -> None:
         waiter.again_at = now + RETRY_S
         assert waiter.again is not None
-        with contextlib.suppress(errors.NotConnected):
+        metrics.REPEATS.inc()
+        with contextlib.suppress(errors.BusError):
             waiter.again()
 
     async def reconnected(self) -> None:
         """Re-arm: pulls are gone with the connection, and a stream in memory may be new."""
         self.reconnects += 1
+        metrics.RECONNECTS.inc()
+        _log.info("broker: connected again")
         now = self._loop.time()
         for waiter in list(self._waiters.values()):
             if waiter.again is not None and not waiter.future.done():
                 self._send_again(waiter, now)
         for pump in list(self._pumps):
             pump.rearm()
-        for hook in self._reconnect_hooks:
-            try:
-                result = hook()
-                if result is not None:
-                    await result
-            except Exception:
-                _log.exception("a reconnect hook failed")
+        # Not here: the library waits for this call, and what the hooks read may come only once the broker has recovered.
+        if self._hooks_running is not None:
+            self._hooks_running.cancel()
+        self._hooks_running = self._loop.create_task(self._run_hooks(), name="reconnect-hooks")
+
+    async def _run_hooks(self) -> None:
+        left = list(self._reconnect_hooks)
+        while left:
+            failed: list[Callable[[], Awaitable[None] | None]] = []
+            for hook in left:
+                try:
+                    result = hook()
+                    if result is not None:
+                        await result
+                except errors.BusError as error:
+                    _log.warning("a reconnect hook is tried again: %s", error)
+                    failed.append(hook)
+                except Exception:
+                    _log.exception("a reconnect hook failed")
+            left = failed
+            if left:
+                await asyncio.sleep(HOOK_RETRY_S)
 
     @property
     def instance(self) -> str:
@@ -119,6 +161,11 @@ class NatsBus:
     @property
     def connected(self) -> bool:
         return bool(self._wire.is_connected)
+
+    @property
+    def silent_s(self) -> float:
+        """How long the broker has said nothing: it is asked for a sign every `PING_S`."""
+        return self._loop.time() - self._wire.heard_at
 
     @property
     def payload_bytes_max(self) -> int:
@@ -151,6 +198,13 @@ class NatsBus:
             raise
         return future
 
+    def _ask_many(self, subject: str, body: bytes, collect: Callable[[Message], None]) -> Callable[[], None]:
+        self._next += 1
+        number = self._next
+        self._collectors[number] = collect
+        self._wire.send(subject, body, f"{self._mux}{number}")
+        return lambda: self._collectors.pop(number, None) and None
+
     def _answered(self, subject: str, reply: str, block: bytes, body: bytes) -> None:
         number = int(subject[len(self._mux) :])
         waiter = self._waiters.get(number)
@@ -164,6 +218,7 @@ class NatsBus:
             # Nobody listens now: a stream that is being remade, or a broker that is starting. Try until the deadline.
             if waiter.again is not None:
                 waiter.again_at = min(waiter.again_at, self._loop.time() + SWEEP_S)
+                waiter.unheard = True
                 return
             del self._waiters[number]
             if not waiter.future.done():
@@ -237,160 +292,6 @@ class NatsBus:
         await pump.start()
         return pump
 
-    # Reading back
-
-    async def get_last(self, stream: str, subject: str) -> Stored | None:
-        return _stored(await self._ask(f"{self._api}.DIRECT.GET.{stream}.{subject}", b"", b"", 5.0, retry=True), self)
-
-    async def get_at(self, stream: str, sequence: int) -> Stored | None:
-        return await self._direct(stream, {"seq": sequence})
-
-    async def get_next(self, stream: str, subject: str, sequence: int = 1) -> Stored | None:
-        return await self._direct(stream, {"seq": sequence, "next_by_subj": subject})
-
-    async def _direct(self, stream: str, query: dict[str, Any]) -> Stored | None:
-        return _stored(
-            await self._ask(f"{self._api}.DIRECT.GET.{stream}", json.dumps(query).encode(), b"", 5.0, retry=True), self
-        )
-
-    async def get_last_each(self, stream: str, subjects: Sequence[str]) -> list[Stored]:
-        """One request, many answers (broker 2.11's batched direct get), in pages of what the broker allows."""
-        found: list[Stored] = []
-        up_to = 0
-        start = 1
-        while True:
-            page, more, up_to = await self._page(stream, subjects, start, up_to)
-            found.extend(page)
-            if not more or not page:
-                return found
-            start = page[-1].sequence + 1
-
-    async def _page(self, stream: str, subjects: Sequence[str], start: int, up_to: int) -> tuple[list[Stored], bool, int]:
-        self._next += 1
-        number = self._next
-        done: asyncio.Future[tuple[bool, int]] = self._loop.create_future()
-        page: list[Stored] = []
-
-        def collect(message: Message) -> None:
-            code, text = message.status
-            if code == 204:
-                pending = int(message.headers.get("Nats-Num-Pending", "0"))
-                if not done.done():
-                    done.set_result((pending > 0, int(message.headers.get("Nats-UpTo-Sequence", "0"))))
-            elif code == 404:
-                if not done.done():
-                    done.set_result((False, 0))
-            elif code:
-                if not done.done():
-                    done.set_exception(errors.ApiError(f"{stream}: {code} {text}", api_code=code))
-            else:
-                stored = _stored(message, self)
-                if stored is not None:
-                    page.append(stored)
-
-        self._collectors[number] = collect
-        query: dict[str, Any] = {"multi_last": list(subjects), "batch": 1000}
-        if start > 1:
-            query["seq"] = start
-        if up_to:
-            query["up_to_seq"] = up_to
-        try:
-            self._wire.send(f"{self._api}.DIRECT.GET.{stream}", json.dumps(query).encode(), f"{self._mux}{number}")
-            more, last = await asyncio.wait_for(done, 10)
-        except TimeoutError as error:
-            raise errors.PublishTimeout(f"reading {stream}") from error
-        finally:
-            del self._collectors[number]
-        return page, more, last
-
-    # Administration
-
-    async def _api_call(self, subject: str, body: dict[str, Any] | None = None, *, timeout_s: float = 5.0) -> dict[str, Any]:
-        message = await self._ask(
-            f"{self._api}.{subject}", json.dumps(body).encode() if body is not None else b"", b"", timeout_s, retry=True
-        )
-        answer: dict[str, Any] = json.loads(message.body)
-        error = answer.get("error")
-        if error is not None:
-            raise errors.ApiError(
-                f"{subject}: {error.get('description')}", api_code=error.get("code", 0), err_code=error.get("err_code", 0)
-            )
-        return answer
-
-    async def ensure_consumer(self, spec: ConsumerSpec) -> None:
-        config: dict[str, Any] = {
-            "durable_name": spec.name,
-            "name": spec.name,
-            "ack_policy": "explicit",
-            "ack_wait": int(spec.ack_wait_s * SECOND_NS),
-            "deliver_policy": "new" if spec.deliver_new else "all",
-            "max_ack_pending": spec.max_ack_pending,
-            "max_deliver": -1,
-            "max_waiting": 512,
-        }
-        subject = f"CONSUMER.CREATE.{spec.stream}.{spec.name}"
-        if spec.filter_subject:
-            config["filter_subject"] = spec.filter_subject
-            subject = f"{subject}.{spec.filter_subject}"
-        await self._api_call(subject, {"stream_name": spec.stream, "config": config})
-
-    async def delete_consumer(self, stream: str, name: str) -> None:
-        try:
-            await self._api_call(f"CONSUMER.DELETE.{stream}.{name}")
-        except errors.ApiError as error:
-            if error.err_code not in _NOT_FOUND:
-                raise
-
-    async def consumer_info(self, stream: str, name: str) -> ConsumerInfo | None:
-        try:
-            answer = await self._api_call(f"CONSUMER.INFO.{stream}.{name}")
-        except errors.ApiError as error:
-            if error.err_code in _NOT_FOUND:
-                return None
-            raise
-        return ConsumerInfo(
-            pending=answer["num_pending"],
-            ack_pending=answer["num_ack_pending"],
-            ack_floor=answer["ack_floor"]["stream_seq"],
-            delivered=answer["delivered"]["stream_seq"],
-        )
-
-    async def consumer_names(self, stream: str) -> list[str]:
-        names: list[str] = []
-        while True:
-            answer = await self._api_call(f"CONSUMER.NAMES.{stream}", {"offset": len(names)})
-            page = answer.get("consumers") or []
-            names.extend(page)
-            if not page or len(names) >= answer.get("total", 0):
-                return names
-
-    async def ensure_stream(self, stream: Stream, *, replicas: int = 1) -> None:
-        try:
-            await self._api_call(f"STREAM.CREATE.{stream.name}", stream.config(replicas=replicas))
-        except errors.ApiError as error:
-            if error.err_code != 10058:  # in use with other settings: an older release made it
-                raise
-            await self._api_call(f"STREAM.UPDATE.{stream.name}", stream.config(replicas=replicas))
-
-    async def stream_info(self, name: str) -> StreamInfo | None:
-        try:
-            answer = await self._api_call(f"STREAM.INFO.{name}")
-        except errors.ApiError as error:
-            if error.err_code in _NOT_FOUND:
-                return None
-            raise
-        state = answer["state"]
-        return StreamInfo(state["messages"], state["bytes"], state["first_seq"], state["last_seq"], answer["config"])
-
-    async def purge(self, stream: str, *, subject: str = "", below_sequence: int = 0) -> int:
-        body: dict[str, Any] = {}
-        if subject:
-            body["filter"] = subject
-        if below_sequence:
-            body["seq"] = below_sequence
-        answer = await self._api_call(f"STREAM.PURGE.{stream}", body, timeout_s=30.0)
-        return int(answer.get("purged", 0))
-
 
 def _publish_error(error: dict[str, Any]) -> errors.BusError:
     number, text = error.get("err_code", 0), error.get("description", "")
@@ -401,47 +302,49 @@ def _publish_error(error: dict[str, Any]) -> errors.BusError:
     return errors.ApiError(text, api_code=error.get("code", 0), err_code=number)
 
 
-def _stored(message: Message, bus: NatsBus) -> Stored | None:
-    if message.status[0] in (404, 408):
-        return None
-    headers = message.headers
-    subject = headers.get("Nats-Subject")
-    if subject is None:
-        return None
-    at = datetime.datetime.fromisoformat(headers["Nats-Time-Stamp"][:26].rstrip("Z") + "+00:00").timestamp()
-    return Stored(subject, int(headers["Nats-Sequence"]), at, message)
-
-
 @contextlib.asynccontextmanager
 async def connect(
     *, url: str, instance: str, user: str = "", password: str = "", wait_s: float = 30.0
 ) -> AsyncIterator[NatsBus]:
-    """A connected bus, closed on leaving. Waits for the broker, and later reconnects without end."""
+    """A connected bus, closed on leaving. Waits so long for the broker at first, and later reconnects without end."""
     wire = Wire()
     bus = NatsBus(wire=wire, instance=instance)
+    try:
+        await _open(wire, bus, url=url, user=user, password=password, wait_s=wait_s)
+        await bus.start()
+        yield bus
+    finally:
+        await bus.stop()
+
+
+async def _open(wire: Wire, bus: NatsBus, *, url: str, user: str, password: str, wait_s: float) -> None:
+    last = "no answer"
 
     async def on_error(error: Exception) -> None:
-        _log.warning("broker: %s", error)
+        nonlocal last
+        last = str(error) or type(error).__name__
+        if wire.is_connected:  # refusals: this user may not do that
+            _log.warning("broker: %s", error)
 
     async def on_closed() -> None:
         bus.closed.set()
 
     async def on_disconnected() -> None:
-        _log.warning("broker: connection lost")
+        if not wire.is_closed:
+            _log.warning("broker: connection lost")
 
-    deadline = asyncio.get_running_loop().time() + wait_s
-    while True:
-        try:
+    try:
+        async with asyncio.timeout(wait_s):  # the library itself would try for ever
             await wire.connect(
                 servers=url.split(","),
-                name=instance,
+                name=bus.instance,
                 user=user or None,
                 password=password or None,
-                inbox_prefix=bus._inbox.encode(),
+                inbox_prefix=inbox(bus.instance).encode(),
                 max_reconnect_attempts=-1,
-                reconnect_time_wait=0.25,
+                reconnect_time_wait=0.25,  # pyright: ignore[reportArgumentType]
                 connect_timeout=5,
-                ping_interval=10,
+                ping_interval=PING_S,
                 max_outstanding_pings=2,
                 allow_reconnect=True,
                 error_cb=on_error,
@@ -450,22 +353,5 @@ async def connect(
                 closed_cb=on_closed,
                 pending_size=8 * 1024 * 1024,
             )
-            break
-        except Exception as error:
-            if asyncio.get_running_loop().time() >= deadline:
-                raise errors.NotConnected(f"{url}: {error}") from error
-            await asyncio.sleep(0.1)
-    await bus.start()
-    keeper = asyncio.get_running_loop().create_task(bus.keep(), name="bus-keeper")
-    try:
-        yield bus
-    finally:
-        keeper.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await keeper
-        for pump in list(bus._pumps):
-            await pump.stop()
-        if not wire.is_closed:
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(wire.flush(), 2)
-            await wire.close()
+    except TimeoutError as error:
+        raise errors.NotConnected(f"{url}: {last}") from error

@@ -114,7 +114,7 @@ class Objects:
             raise ObjectMissing(f"{area}/{object_id}")
         loop = asyncio.get_running_loop()
         flying: deque[asyncio.Task[Stored | None]] = deque()
-        asked = 0
+        asked = size = 0
         try:
             while asked < meta.chunks or flying:
                 while asked < meta.chunks and len(flying) < WINDOW_CHUNKS:
@@ -124,10 +124,14 @@ class Objects:
                 stored = await flying.popleft()
                 if stored is None:
                     raise ObjectMissing(f"{area}/{object_id}: a chunk is gone")
+                size += len(stored.message.body)
                 yield stored.message.body
+            if size != meta.size:
+                raise ObjectMissing(f"{area}/{object_id}: {size} bytes of {meta.size}")
         finally:
             for task in flying:
                 task.cancel()
+            await asyncio.gather(*flying, return_exceptions=True)
 
     async def get(self, area: str, object_id: str) -> bytes:
         """The whole of a small object."""

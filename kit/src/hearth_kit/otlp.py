@@ -48,10 +48,16 @@ def _readable(span: "Span", resource: object) -> "ReadableSpan":
     from opentelemetry import trace
     from opentelemetry.sdk.trace import ReadableSpan
 
+    from hearth_kit.tracing import parse
+
     def context(span_id: str) -> trace.SpanContext:
         return trace.SpanContext(int(span.trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=trace.TraceFlags(1))
 
-    links = [trace.Link(trace.SpanContext(int(link[3:35], 16), int(link[36:52], 16), is_remote=True)) for link in span.links]
+    links = [
+        trace.Link(trace.SpanContext(int(at.trace_id, 16), int(at.span_id, 16), is_remote=True))
+        for link in span.links
+        if (at := parse(link)) is not None
+    ]
     return ReadableSpan(
         name=span.name,
         context=context(span.span_id),

@@ -11,9 +11,9 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from hearth_kit import errors
+from hearth_kit import errors, metrics
 from hearth_kit.bus import Handler, Sender
-from hearth_kit.message import Message
+from hearth_kit.message import ACK_PREFIX, Message
 from hearth_kit.wire import Wire
 
 _log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 #: A request that nobody serves ends at the broker after this, and is made again.
 EXPIRES_S: Final = 30.0
 #: While a request waits, the broker says so this often; silence of twice that means it is gone.
-HEARTBEAT_S: Final = 5.0
+HEARTBEAT_S: Final = 2.0
 #: After an error (no such consumer, no leader) the next request waits this long.
 RETRY_S: Final = 0.25
 
@@ -93,6 +93,7 @@ class PullPump:
         if self._asked and now - self._heard_at > 2 * HEARTBEAT_S:
             _log.warning("no sign of the consumer, asking again", extra={"consumer": self._subject})
             self.rebinds += 1
+            metrics.REBINDS.inc()
             self.rearm()
         elif self._retry_at and now >= self._retry_at:
             self._retry_at = 0.0
@@ -116,13 +117,18 @@ class PullPump:
             self._wire.send(self._subject, request, f"{self._inbox}.{self._number}")
         except errors.NotConnected:
             self._asked.pop(self._number, None)
+            self._retry_at = self._loop.time() + RETRY_S
 
     def _deliver(self, subject: str, reply: str, block: bytes, body: bytes) -> None:
         self._heard_at = self._loop.time()
         message = Message(subject, reply, block, body, self._sender)
         # A consumer's message has the reply `$JS.ACK...`; the broker's own lines come on our inbox.
-        if not reply.startswith("$JS.ACK."):
+        if not reply.startswith(ACK_PREFIX):
             self._status(message)
+            return
+        if self._stopping or (not self._auto and self._allowed <= 0):
+            # On its way when the pump was stopped, or asked for by a request from before a reconnect: somebody else's.
+            message.nak()
             return
         self._served()
         if self._auto:

@@ -1,12 +1,18 @@
 """The function registry as every service reads it: versions are immutable, so a copy never goes stale."""
 
+import logging
 from collections.abc import Callable
+
+from pydantic import ValidationError
 
 from hearth_contracts import functions, streams
 from hearth_contracts.functions import FunctionHead, FunctionVersion
-from hearth_kit.bus import Bus, Stored, Subscription
 from hearth_kit.background import Background
+from hearth_kit.bus import Bus, Stored, Subscription
+from hearth_kit.kv import gone
 from hearth_kit.message import Message
+
+_log = logging.getLogger(__name__)
 
 _PREFIX = "$KV.FUNCTIONS."
 
@@ -17,7 +23,7 @@ class Registry:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._heads: dict[str, tuple[int, FunctionHead]] = {}
-        self._versions: dict[str, FunctionVersion] = {}
+        self._versions: dict[str, tuple[int, FunctionVersion]] = {}
         self._hooks: list[Callable[[FunctionHead], None]] = []
         self._subscription: Subscription | None = None
         self._looks = Background("registry")
@@ -45,15 +51,14 @@ class Registry:
         return None if known is None or known[1].deleted else known[1]
 
     def known(self, tenant: str, function: str, version: int) -> FunctionVersion | None:
-        return self._versions.get(f"{tenant}.{function}.{version}")
+        known = self._versions.get(f"{tenant}.{function}.{version}")
+        return None if known is None else known[1]
 
     async def version(self, tenant: str, function: str, version: int) -> FunctionVersion | None:
         key = functions.registry_key(tenant, function, version)
-        found = self._versions.get(key)
-        if found is None:
+        if key not in self._versions:
             await self._look(key)
-            found = self._versions.get(key)
-        return found
+        return self.known(tenant, function, version)
 
     async def fresh_head(self, tenant: str, function: str) -> tuple[int, FunctionHead] | None:
         """The head and its revision as the broker has it now, deleted or not: what a writer builds on."""
@@ -72,13 +77,18 @@ class Registry:
 
     def _take(self, stored: Stored) -> None:
         key = stored.subject.removeprefix(_PREFIX)
-        if key.count(".") == 2:
-            self._versions[key] = FunctionVersion.model_validate_json(stored.message.body)
+        known = self._versions.get(key) or self._heads.get(key)
+        if gone(stored) or (known is not None and known[0] >= stored.sequence):
             return
-        known = self._heads.get(key)
-        if known is not None and known[0] >= stored.sequence:
+        try:
+            if key.count(".") == 2:
+                self._versions[key] = (stored.sequence, FunctionVersion.model_validate_json(stored.message.body))
+                return
+            head = FunctionHead.model_validate_json(stored.message.body)
+        except ValidationError:
+            # Of a later release, or broken: that function is unknown here, all others work.
+            _log.error("an entry of the registry does not parse", extra={"key": key})
             return
-        head = FunctionHead.model_validate_json(stored.message.body)
         self._heads[key] = (stored.sequence, head)
         for hook in self._hooks:
             hook(head)

@@ -13,14 +13,18 @@ from typing import Final, Literal
 
 from hearth_contracts import subjects
 from hearth_contracts.keys import SpanBatch
+from hearth_kit import metrics
 from hearth_kit.bus import Bus
 from hearth_kit.clock import Clock
 from hearth_kit.errors import BusError
 from hearth_kit.otlp import Exporter
 
-_PATTERN: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+#: The four fields of every version, and what a later version than 00 may append.
+_PATTERN: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 #: Finished spans that wait for the next flush at most; more are dropped and counted.
 QUEUE_MAX: Final = 16_384
+#: A flush that the broker does not answer ends soon, so that the spans of an outage do not wait one after the other.
+PUBLISH_S: Final = 1.0
 
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
 Value = str | int | float | bool
@@ -46,9 +50,11 @@ class Context:
 def parse(header: str) -> Context | None:
     """The caller's `traceparent`, or None when it is absent or broken."""
     match = _PATTERN.fullmatch(header)
-    if match is None or match[1] == "0" * 32 or match[2] == "0" * 16:
+    if match is None or match[2] == "0" * 32 or match[3] == "0" * 16:
         return None
-    return Context(match[1], match[2], bool(int(match[3], 16) & 1))
+    if match[1] == "ff" or (match[1] == "00" and match[5]):
+        return None
+    return Context(match[2], match[3], bool(int(match[4], 16) & 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +136,16 @@ class Tracer:
         if not at.sampled:
             return
         if len(self._spans) >= QUEUE_MAX:
-            self.dropped += 1
+            self._drop(1)
             return
         self._spans.append(
             Span(self._service, name, at.trace_id, at.span_id, parent, start, end, kind, attributes or {}, links, error)
         )
 
     async def flush(self) -> None:
-        """Send what has gathered. Called each half second and at the end."""
+        """Send what has gathered. Called each half second and at the end. Spans are never worth waiting for: what the
+        broker does not take is dropped and counted.
+        """
         if not self._spans:
             return
         spans, self._spans = self._spans, []
@@ -149,9 +157,14 @@ class Tracer:
             body = json.dumps([asdict(span) for span in group], separators=(",", ":")).encode()
             try:
                 await self._bus.publish(
-                    subjects.trace(trace_id), body, meta=meta, contract="spans.v1", msg_id=f"{trace_id}.{group[0].span_id}"
-                )
+                    subjects.trace(trace_id), body, meta=meta, contract="spans.v1",
+                    msg_id=f"{trace_id}.{group[0].span_id}", timeout_s=PUBLISH_S,
+                )  # fmt: skip
             except BusError:
-                self.dropped += len(group)
+                self._drop(len(group))
         if self._exporter is not None:
-            self.dropped += await self._exporter.export(spans, self._instance)
+            self._drop(await self._exporter.export(spans, self._instance))
+
+    def _drop(self, count: int) -> None:
+        self.dropped += count
+        metrics.SPANS_DROPPED.inc(count)

@@ -7,13 +7,16 @@ and `tests/test_wire.py` fails when these insides move.
 """
 
 import asyncio
+import contextlib
 import logging
+import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from hearth_contracts.errors import InvalidName
 from hearth_kit.errors import NotConnected, PayloadTooLarge
 
 Deliver = Callable[[str, str, bytes, bytes], None]
@@ -21,6 +24,12 @@ Deliver = Callable[[str, str, bytes, bytes], None]
 
 #: What may wait while the broker is away; more is refused, so that a long outage cannot fill the memory.
 BUFFER_BYTES_MAX: Final = 8 * 1024 * 1024
+#: What may stand in a subject on the wire: a space or a line break would end the command early, and the broker ends a
+#: connection whose command line passes 4096 bytes.
+_SUBJECT: Final = re.compile(r"[!-~]{1,1800}")
+
+#: How long the end of a subscription waits for what is still on its way.
+FLUSH_S: Final = 2
 
 _log = logging.getLogger(__name__)
 
@@ -32,8 +41,11 @@ class Wire(Client):
         super().__init__()
         self._direct: dict[int, Deliver] = {}
         self._kicked = False
-        self.bytes_in_at = 0.0
+        self._unsent_bytes = 0
+        """What the socket had not taken when we last looked."""
         self._loop = asyncio.get_running_loop()
+        self.heard_at = self._loop.time()
+        """When the broker last said anything, by the loop's clock."""
 
     @property
     def payload_bytes_max(self) -> int:
@@ -49,26 +61,32 @@ class Wire(Client):
 
     async def listen(self, subject: str, deliver: Deliver, queue: str = "") -> int:
         """Subscribe; messages go straight to `deliver`. Survives reconnects. Returns an id for `unlisten`."""
-        subscription = await self.subscribe(subject, queue=queue, cb=_never)
-        sid = int(subscription._id)
-        self._direct[sid] = deliver
+        sid = self._sid + 1
+        self._direct[sid] = deliver  # before the broker can know of it
+        await self.subscribe(subject, queue=queue, cb=_never)
         return sid
 
     async def unlisten(self, sid: int) -> None:
-        self._direct.pop(sid, None)
+        """Hear no more. What is on its way still reaches `deliver`; then it is forgotten."""
         subscription = self._subs.get(sid)
         if subscription is not None and not self.is_closed:
-            await subscription.unsubscribe()
+            with contextlib.suppress(Exception):
+                await subscription.unsubscribe()
+                if self.is_connected:
+                    await self.flush(timeout=FLUSH_S)
+        self._direct.pop(sid, None)
 
     def send(self, subject: str, body: bytes, reply: str = "", block: bytes = b"") -> None:
         """Put one message on the wire, batched with the others of this turn of the loop."""
+        if _SUBJECT.fullmatch(subject) is None or (reply and _SUBJECT.fullmatch(reply) is None):
+            raise InvalidName("subject", subject if reply == "" else f"{subject} {reply}", "it cannot stand on the wire")
         size = len(block) + len(body)
         if size > self._max_payload:
             raise PayloadTooLarge(f"{size} bytes on {subject}, {self._max_payload} allowed")
         if self.is_closed:
             raise NotConnected("the connection is closed")
-        if not self.is_connected and self._pending_data_size + size > BUFFER_BYTES_MAX:
-            raise NotConnected(f"{self._pending_data_size} bytes wait already")
+        if self._pending_data_size + self._unsent_bytes + size > BUFFER_BYTES_MAX and self._is_backed_up(size):
+            raise NotConnected(f"{self._pending_data_size + self._unsent_bytes} bytes wait already")
         if block:
             head = f"HPUB {subject} {reply} {len(block)} {size}\r\n" if reply else f"HPUB {subject} {len(block)} {size}\r\n"
             command = b"".join((head.encode(), block, body, b"\r\n"))
@@ -88,9 +106,29 @@ class Wire(Client):
             self._transport.writelines(self._pending)
             self._pending = []
             self._pending_data_size = 0
+            self._unsent_bytes = self._socket_bytes()
+
+    def _socket_bytes(self) -> int:
+        writer = getattr(self._transport, "_io_writer", None)
+        return 0 if writer is None else int(writer.transport.get_write_buffer_size())
+
+    def _is_backed_up(self, size: int) -> bool:
+        """Whether one more message is too much: a broker that is away, or that is there and does not read."""
+        self._kick()
+        self._unsent_bytes = self._socket_bytes() if self.is_connected else 0
+        return self._pending_data_size + self._unsent_bytes + size > BUFFER_BYTES_MAX
+
+    async def supervise(self) -> None:
+        """Find the two ways in which the library stops for good without saying so, and end them."""
+        if self.is_connected and self._reading_task is not None and self._reading_task.done():
+            _log.error("the broker's connection is not read any more, connecting anew")
+            await self._process_op_err(NotConnected("the read loop has ended"))
+        elif self.is_reconnecting and self._reconnection_task is not None and self._reconnection_task.done():
+            _log.error("the client has stopped reconnecting")
+            await self._close(Client.CLOSED, do_cbs=True)
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        self.bytes_in_at = self._loop.time()
+        self.heard_at = self._loop.time()
         deliver = self._direct.get(sid)
         if deliver is None:
             await super()._process_msg(sid, subject, reply, data, headers)  # pyright: ignore[reportArgumentType]
@@ -102,12 +140,18 @@ class Wire(Client):
             _log.exception("a handler failed", extra={"subject": subject.decode(errors="replace")})
 
     async def _process_pong(self) -> None:
-        self.bytes_in_at = self._loop.time()
-        await super()._process_pong()
+        # The library sets the result of a flush that has given up, too: an exception that would end the read loop.
+        self.heard_at = self._loop.time()
+        if self._pongs:
+            waiting = self._pongs.pop(0)
+            if not waiting.done():
+                waiting.set_result(True)
+        self._pings_outstanding = 0
+
+    async def _process_ping(self) -> None:
+        self.heard_at = self._loop.time()
+        await super()._process_ping()
 
 
 async def _never(message: Msg) -> None:
     raise AssertionError(f"delivered past the direct path: {message.subject}")
-
-
-Options = dict[str, Any]
