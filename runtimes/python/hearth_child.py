@@ -16,6 +16,10 @@ import hearth_result
 from hearth_context import Channel, Context
 
 
+#: The interpreter has settled on how to run a function after about this many runs.
+WARM_UPS = 20
+
+
 class Function:
     """What every child of a sandbox shares."""
 
@@ -65,6 +69,30 @@ def prepare_for(handler):
     code = getattr(handler, "__code__", None)
     if code is not None and code.co_flags & (0x80 | 0x200):  # a coroutine or an asynchronous generator
         import asyncio  # noqa: F401, PLC0415
+
+
+def warm_up(spec):
+    """Go the way of a call once, before the fork: the interpreter then rewrites less of its code in every child."""
+    mine, its = socket.socketpair()
+    number, meta = 1, {
+        "job": "", "attempt": 1, "deadline": None, "start": "cold", "content_type": "application/json",
+        "traceparent": "", "http": None, "streamed": False, "size": 2,
+    }  # fmt: skip
+    function = Function(lambda event, context: {"ok": True}, spec, None, _NoLibc)
+    frame = frames.encode(frames.CALL, frames.with_meta(meta, b"{}"), number)
+    channel = Channel(its)
+    for _ in range(WARM_UPS):
+        mine.send(frame)
+        _call(function, channel, *channel.receive())
+        mine.recv(65536)
+    mine.close()
+    its.close()
+
+
+class _NoLibc:
+    @staticmethod
+    def fflush(_):
+        pass
 
 
 def run(function, sock_fd, out, err):

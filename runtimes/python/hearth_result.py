@@ -1,6 +1,6 @@
 """From a handler to a result: how it is called, what it returns, what it raises."""
 
-import base64
+import binascii
 import errno
 import json
 import os
@@ -164,7 +164,7 @@ def _http(value):
     body = value.get("body")
     if value.get("isBase64Encoded") and isinstance(body, str):
         try:
-            body = base64.b64decode(body, validate=True)
+            body = binascii.a2b_base64(body, strict_mode=True)
         except ValueError:
             raise BadResult("isBase64Encoded is set and the body is not base64") from None
     return b"" if body is None else body, head

@@ -14,7 +14,9 @@ import time
 
 import hearth_child
 import hearth_code
+import hearth_forks
 import hearth_result
+import hearth_unpack
 
 PR_SET_DUMPABLE = 4
 #: Of all processes in a sandbox the kernel takes one running the function first when memory runs out, not the supervisor.
@@ -33,11 +35,12 @@ def start(control_fd, out, err, folders, libc):
         _be_alone(control_fd, out, err)
         _prefer_for_oom(libc)
         control = socket.socket(fileno=3)
+        unpacker = hearth_unpack.Unpacker(folders.code, control)
         kind, fds, _, _ = socket.recv_fds(control, 16, 2, socket.MSG_CMSG_CLOEXEC)
         if kind != b"L":
             return
         spec = json.loads(_read_all(fds[0]))
-        handler = _load(control, spec, fds[1], folders)
+        handler = _load(control, spec, unpacker, fds[1], folders)
         if handler is not None:
             _serve(control, hearth_child.Function(handler, spec, folders, libc))
     except (KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
@@ -71,15 +74,15 @@ def _read_all(fd):
         return file.read()
 
 
-def _load(control, spec, code_fd, folders):
+def _load(control, spec, unpacker, code_fd, folders):
     """Unpack, import, and find the handler. What goes wrong is told with the user's frames only."""
     began = time.monotonic()
     sys.dont_write_bytecode = True
     hearth_child.prepare_output()
     hearth_child.prepare_environment(spec, folders)
+    hearth_forks.watch_hooks()
     try:
-        with os.fdopen(code_fd, "rb") as bundle:
-            size = hearth_code.unpack(bundle, spec["code"], folders.code)
+        size = unpacker.unpack(spec["code"], code_fd)
         unpacked = time.monotonic()
         sys.path[:] = hearth_code.search_path(folders.code, sys.path)
         handler = hearth_code.find_handler(spec["handler"])
@@ -88,6 +91,7 @@ def _load(control, spec, code_fd, folders):
         answer = {"ok": False, "error": hearth_result.describe(error)}
         control.send(b"K" + json.dumps(answer).encode())
         return None
+    hearth_child.warm_up(spec)
     gc.collect()
     gc.freeze()
     ready = time.monotonic()
@@ -123,6 +127,7 @@ def _serve(control, function):
                     control.close()
                     for pidfd in watched:
                         os.close(pidfd)
+                    hearth_forks.in_child()
                     hearth_child.run(function, *fds)
                 finally:
                     os._exit(0)

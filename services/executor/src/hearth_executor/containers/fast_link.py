@@ -64,11 +64,12 @@ async def connect(container: Container, *, timeout_s: float) -> Link:
 
 
 class _Protocol(asyncio.Protocol):
-    link: Link
+    def __init__(self) -> None:
+        self.link = Link(keyed=False)
+        self.data_received = self.link.feed  # one call less for every read
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.link = Link(cast(asyncio.Transport, transport), keyed=False)
-        self.data_received = self.link.feed  # one call less for every read
+        self.link.wire = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.link.lose("the link was closed" if exc is None else f"the link broke: {exc}")

@@ -25,11 +25,12 @@ class Wire(Protocol):
 
 
 class Link:
-    """Created with its wire; the wire's reader calls `feed` and `lose`. Frames go to `on_frame`, in order. When the link
-    is lost, by either side, `on_lost` is called once with the reason."""
+    """Whoever makes it gives it its `wire` before anything is sent, and calls `feed` and `lose`. Frames go to `on_frame`,
+    in order. When the link is lost, by either side, `on_lost` is called once with the reason."""
 
-    def __init__(self, wire: Wire, *, keyed: bool) -> None:
-        self._wire = wire
+    wire: Wire
+
+    def __init__(self, *, keyed: bool) -> None:
         self._loop = asyncio.get_running_loop()
         self._key = secrets.token_bytes(KEY_BYTES) if keyed else None
         self._mac: frames.Mac | None = None
@@ -106,7 +107,7 @@ class Link:
         if self.lost is not None:
             return
         self.lost = why
-        self._wire.close()
+        self.wire.close()
         if not self._hello.done():
             self._hello.set_exception(LinkFailed(why))
             self._hello.exception()  # whoever waits gets it; nobody waiting is no error
@@ -116,7 +117,7 @@ class Link:
 
     def _write(self, frame: bytes) -> None:
         if self.lost is None:
-            self._wire.write(frame if self._mac is None else frame + self._mac.tag(frame))
+            self.wire.write(frame if self._mac is None else frame + self._mac.tag(frame))
 
     def _credited(self, frame: Frame) -> None:
         _, _, stream, call, payload = frame

@@ -28,7 +28,8 @@ class _Wire:
         self._attached = attached
         self._rest = b""
         self._stderr = b""
-        self.link = Link(self, keyed=True)
+        self.link = Link(keyed=True)
+        self.link.wire = self
         self._reader = asyncio.get_running_loop().create_task(self._read(), name="hearth-stdio-link")
 
     def write(self, data: bytes) -> None:
