@@ -252,12 +252,19 @@ def check() -> None:
     raise typer.Exit(command.run())
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
-def bench(context: typer.Context) -> None:
+@app.command()
+def bench(
+    *,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer calls; under three minutes.")] = False,
+    url: Url = "",
+    key: Key = "",
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
     """Measure the budgets and print one table."""
-    from hearth_cli import bench as command
+    from hearth_cli.commands import bench as command
 
-    raise typer.Exit(command.main(context.args))
+    raise typer.Exit(command.run(data, url=url, key=key, quick=quick, as_json=as_json))
 
 
 def main() -> int:

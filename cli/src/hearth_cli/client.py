@@ -42,7 +42,7 @@ class Gateway:
 
     def __init__(self, *, url: str, key: str) -> None:
         self._parts = urlsplit(url)
-        self._key = key
+        self.key = key
         if self._parts.scheme not in {"http", "https"} or not self._parts.hostname:
             raise CommandError(f"{url} is no address; it is like http://127.0.0.1:8080")
 
@@ -100,7 +100,7 @@ class Gateway:
         try:
             connection.connect()
             connection.sock.settimeout(None)  # a call lasts as long as its function
-            connection.request(method, self._parts.path.rstrip("/") + path, body, {"x-api-key": self._key, **headers})
+            connection.request(method, self._parts.path.rstrip("/") + path, body, {"x-api-key": self.key, **headers})
             return connection, connection.getresponse()
         except OSError as failure:
             raise NotRunning(

@@ -12,11 +12,14 @@ from hearth_cli.local.data_dir import DataDir
 def run(told: Path | None, *, url: str, key: str, as_json: bool) -> None:
     if url:
         fleet = Gateway.open(told, url=url, key=key).get("/v1/system")
-        terminal.out_json({"processes": [], **fleet}) if as_json else _show_fleet(fleet)
+        terminal.out_json(fleet) if as_json else _show_fleet(fleet)
         return
     status = platform.status(DataDir.at(told))
     if as_json:
-        terminal.out_json({**status.head, "processes": status.processes, **(status.fleet or {"executors": []})})
+        fleet = status.fleet or {"executors": []}
+        # What the gateway hears of the services is told beside what their supervisor knows of them.
+        presence = {"presence": fleet["processes"]} if "processes" in fleet else {}
+        terminal.out_json({**fleet, **status.head, "processes": status.processes, **presence})
         return
     terminal.out(f"{status.head['address']}   platform {status.head['platform']}   profile {status.head['profile']}\n")
     rows = [

@@ -13,6 +13,8 @@ from hearth_cli.local.ports import LOOPBACK
 HTTP_PORT: Final = 8080
 #: NATS's own; another is chosen where it is taken.
 BROKER_PORT: Final = 4222
+#: A service hands its work back within this, or is killed.
+DRAIN_S_MAX: Final = 10
 #: The tenant that a new platform has, whose admin key lies in the data directory.
 TENANT: Final = "default"
 
@@ -140,11 +142,13 @@ def service_environment(plan: Plan, instance: Instance, *, credentials: Path) ->
             "HEARTH_HTTP_HOST": LOOPBACK,
             "HEARTH_HTTP_PORT": str(instance.http_port),
             "HEARTH_ADMIN_KEY_FILE": str(plan.data.admin_key),
-            "HEARTH_STORE_FOLDERS": str(plan.data.store),
         }
-    if instance.service == "persister":
-        told["HEARTH_STORE_FOLDERS"] = str(plan.data.store)
     return told
+
+
+def service_defaults(plan: Plan) -> dict[str, str]:
+    """What a service process is told unless the environment of `up` says otherwise."""
+    return {"HEARTH_STORE_FOLDERS": str(plan.data.store), "HEARTH_DRAIN_S_MAX": str(DRAIN_S_MAX)}
 
 
 def module(service: str) -> str:

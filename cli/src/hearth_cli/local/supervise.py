@@ -22,12 +22,10 @@ from hearth_cli.local.broker_config import Server, server_text
 from hearth_cli.local.broker_users import BrokerUsers
 from hearth_cli.local.data_dir import DataDir, exclusive, write_private
 from hearth_cli.local.log_file import tail
-from hearth_cli.local.plan import Instance, Plan, module, service_environment, stop_order
+from hearth_cli.local.plan import DRAIN_S_MAX, Instance, Plan, module, service_defaults, service_environment, stop_order
 from hearth_cli.local.supervisor import Program, Running, Supervisor
 
 BROKER_READY_S_MAX: Final = 30.0
-#: A service hands its work back within this, or is killed.
-DRAIN_S_MAX: Final = 10
 _STOP_S_MAX: Final = DRAIN_S_MAX + 5.0
 
 
@@ -88,12 +86,12 @@ def broker_program(plan: Plan, server: Server) -> Program:
 
 
 def service_program(plan: Plan, one: Instance, credentials: Path) -> Program:
-    told = service_environment(plan, one, credentials=credentials) | {"HEARTH_DRAIN_S_MAX": str(DRAIN_S_MAX)}
     return Program(
         name=one.name,
         service=one.service,
         command=(sys.executable, "-m", module(one.service)),
-        environment=told,
+        environment=service_environment(plan, one, credentials=credentials),
+        defaults=service_defaults(plan),
         ready_url=one.ready_url,
         port=one.port,
         stop_s_max=_STOP_S_MAX,
@@ -118,6 +116,7 @@ def executor_program(plan: Plan, one: Instance, users: BrokerUsers, supervisor: 
         service=program.service,
         command=program.command,
         environment=program.environment,
+        defaults=program.defaults,
         ready_url=program.ready_url,
         port=program.port,
         stop_s_max=program.stop_s_max,

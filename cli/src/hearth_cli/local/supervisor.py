@@ -32,6 +32,8 @@ class Program:
     port: int
     stop_s_max: float
     """How long it may take to end by itself once told to."""
+    defaults: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What the supervisor's own environment may override."""
     before_start: Callable[[], Mapping[str, str]] = field(default=dict)
     """Called before every start; what it answers is added to the environment."""
 
@@ -137,7 +139,7 @@ class Supervisor:
         extra = await asyncio.to_thread(program.before_start)
         process = subprocess.Popen(
             program.command,
-            env={**os.environ, **program.environment, **extra},
+            env={**program.defaults, **os.environ, **program.environment, **extra},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
