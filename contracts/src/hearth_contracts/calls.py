@@ -167,6 +167,8 @@ class StateChange(Meta):
     at: float
     executor: str = ""
     note: str = ""
+    sequence: int = 0
+    """With an async job's PENDING: its place in JOBS, so that a cancel finds the input while it waits there."""
 
 
 class Outcome(Meta):

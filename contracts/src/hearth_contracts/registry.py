@@ -42,11 +42,14 @@ class Contract:
 
 
 CALL: Final = Contract("call", 1, calls.Call, subjects.CALLS_ALL, streams.CALLS, (GATEWAY,), body="input")
-JOB: Final = Contract("job", 1, calls.Call, subjects.JOBS_ALL, streams.JOBS, (GATEWAY, SCHEDULER), body="input")
-RUN: Final = Contract("run", 1, calls.Run, subjects.RUNS_ALL, streams.RUNS, (SCHEDULER,), readers=(SCHEDULER,), body="input")
+JOB: Final = Contract("job", 1, calls.Call, subjects.JOBS_ALL, streams.JOBS, (GATEWAY, SCHEDULER), readers=(GATEWAY,),
+    body="input")  # fmt: skip
+RUN: Final = Contract("run", 1, calls.Run, subjects.RUNS_ALL, streams.RUNS, (SCHEDULER,),
+    readers=(SCHEDULER, GATEWAY), body="input")  # fmt: skip
 RUN_SYNC: Final = Contract("run-sync", 1, calls.Run, subjects.RUNS_SYNC_ALL, streams.RUNS_SYNC, (SCHEDULER,),
-    readers=(SCHEDULER,), body="input")  # fmt: skip
-OUTCOME: Final = Contract("outcome", 1, calls.Outcome, subjects.OUTCOMES_ALL, streams.OUTCOMES, (EXECUTOR,), body="input")
+    readers=(SCHEDULER, GATEWAY), body="input")  # fmt: skip
+OUTCOME: Final = Contract("outcome", 1, calls.Outcome, subjects.OUTCOMES_ALL, streams.OUTCOMES, (EXECUTOR,),
+    readers=(GATEWAY,), body="input")  # fmt: skip
 OUTCOME_SYNC: Final = Contract("outcome-sync", 1, calls.Outcome, subjects.OUTCOMES_SYNC_ALL, streams.OUTCOMES_SYNC,
     (EXECUTOR,), body="input")  # fmt: skip
 RECORD: Final = Contract("record", 1, calls.Record, subjects.RECORDS_ALL, streams.RECORDS, (EXECUTOR, SCHEDULER, GATEWAY),
@@ -85,7 +88,7 @@ INVOKE: Final = Contract("invoke", 1, calls.Meta, subjects.INVOKE_ALL, None, (),
 CHUNK: Final = Contract("chunk", 1, calls.LogChunk, subjects.CHUNKS_ALL, None, (EXECUTOR,), listeners=(GATEWAY,),
     body="a streamed piece of a result", own_listen=f"{subjects.PREFIX}.chunks.{{instance}}.*")  # fmt: skip
 
-MOVED: Final = Contract("moved", 1, calls.Moved, subjects.MOVED_ALL, None, (SCHEDULER,), listeners=(GATEWAY,),
+MOVED: Final = Contract("moved", 1, calls.Moved, subjects.MOVED_ALL, None, (SCHEDULER, GATEWAY), listeners=(GATEWAY,),
     own_listen=f"{subjects.PREFIX}.moved.{{instance}}")  # fmt: skip
 ARCHIVE: Final = Contract("archive", 1, calls.ArchiveQuery, subjects.ARCHIVE, None, (GATEWAY,), listeners=(PERSISTER,))
 
