@@ -31,7 +31,7 @@ PASSWD = "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\nnobody:x:65534:65534:n
 GROUP = "root:x:0:\nnogroup:x:65534:\n"
 
 
-def base():
+def base() -> None:
     for pattern in UNUSED:
         for path in glob.glob(pattern):
             shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
@@ -49,7 +49,7 @@ def base():
     compile_below(*glob.glob("/usr/lib/python3*"))
 
 
-def drop_set_user_id():
+def drop_set_user_id() -> None:
     for folder, _, files in os.walk("/usr"):
         for name in files:
             path = os.path.join(folder, name)
@@ -58,7 +58,7 @@ def drop_set_user_id():
                 os.chmod(path, stat.S_IMODE(mode) & ~(stat.S_ISUID | stat.S_ISGID))
 
 
-def runtime():
+def runtime() -> None:
     with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as tar:
         for member in tar:
             member.uid = member.gid = 0
@@ -67,7 +67,7 @@ def runtime():
     compile_below("/opt/hearth")
 
 
-def compile_below(*folders):
+def compile_below(*folders: str) -> None:
     """Unchecked: nothing may change any more, so nothing need be compared at each import."""
     for folder in folders:
         done = compileall.compile_dir(
@@ -77,7 +77,7 @@ def compile_below(*folders):
             sys.exit(f"{folder} did not compile")
 
 
-def write(path, text):
+def write(path: str, text: str) -> None:
     with open(path, "w") as file:
         file.write(text)
 

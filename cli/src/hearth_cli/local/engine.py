@@ -110,12 +110,18 @@ def install_packages(packages: list[str], progress: Progress, what: str) -> None
     missing = [package for package in packages if not _is_installed(package)]
     if not missing:
         return
-    commands = [["apt-get", "update", "-q"], ["apt-get", "install", "-y", "-q", "--no-install-recommends", *missing]]
-    for command in commands:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False)
+
+    def apt_get(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["apt-get", *arguments]
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False)
+
+    apt_get("update", "-q")  # an old list may still do
+    done = apt_get("install", "-y", "-q", "--no-install-recommends", *missing)
     if done.returncode:
         raise EngineNotReady(
-            f"{', '.join(missing)} could not be installed", fix=" ".join(commands[1]), detail=(done.stdout + done.stderr)[-2000:]
+            f"{', '.join(missing)} could not be installed",
+            fix=f"apt-get update && apt-get install -y {' '.join(missing)}",
+            detail=(done.stdout + done.stderr)[-2000:],
         )
 
 
@@ -211,7 +217,8 @@ def _give_up(path: str) -> EngineState:
 def _prepare_machine() -> None:
     """What an init system would have done and the engine counts on: control groups mounted, a folder for sockets."""
     Path("/run").mkdir(exist_ok=True)
-    Path("/var/run").exists() or Path("/var/run").symlink_to("/run")
+    if not Path("/var/run").exists():
+        Path("/var/run").symlink_to("/run")
     top = Path("/sys/fs/cgroup")
     if not top.is_dir() or (top / "cgroup.controllers").exists():
         return

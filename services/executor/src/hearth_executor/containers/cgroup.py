@@ -187,7 +187,9 @@ class GroupV1:
         order = [memory]
         if both.exists():
             order = [both, memory] if growing else [memory, both]
-        done = all([self._files.write(file, str(limits.memory_bytes)) for file in order])
+        done = True
+        for file in order:
+            done &= self._files.write(file, str(limits.memory_bytes))
         if "cpu" in self._folders:
             quota = self._folders["cpu"] / "cpu.cfs_quota_us"
             done &= self._files.write(quota, str(int(limits.cpus * CPU_PERIOD_US)))

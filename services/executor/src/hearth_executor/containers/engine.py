@@ -11,10 +11,9 @@ import shutil
 import stat
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, AsyncIterator, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import aiodocker
@@ -109,7 +108,6 @@ class Engine:
         self._oci_runtime = oci_runtime
         self._now = now
         self._breaker = breaker.Breaker()
-        self._slow = asyncio.Semaphore(4)
 
     @property
     def socket_path(self) -> str | None:
@@ -120,7 +118,7 @@ class Engine:
         """False while the engine is held to be hung."""
         return not self._breaker.is_open
 
-    async def __aenter__(self) -> "Engine":
+    async def __aenter__(self) -> Self:
         if self.socket_path is not None:
             check_socket(self.socket_path)
         self._docker = aiodocker.Docker(url=self._url, timeout=aiohttp.ClientTimeout(total=None))
@@ -135,8 +133,8 @@ class Engine:
         await self._docker.close()
 
     async def _info(self) -> EngineInfo:
-        version: dict[str, Any] = await self._docker._query_json("version", versioned_api=False)  # noqa: SLF001
-        info: dict[str, Any] = await self._docker._query_json("info", versioned_api=False)  # noqa: SLF001
+        version: dict[str, Any] = await self._json("version")
+        info: dict[str, Any] = await self._json("info")
         parts = {part["Name"].lower(): part.get("Version", "") for part in version.get("Components") or []}
         security = " ".join(info.get("SecurityOptions") or [])
         runc = parts.get("runc", "")
@@ -151,9 +149,7 @@ class Engine:
             rootless="name=rootless" in security,
             user_namespaces="name=userns" in security or "name=rootless" in security,
             swap_limited=bool(info.get("SwapLimit")),
-            warnings=tuple(
-                engine_versions.warnings(engine=version.get("Version", ""), runc=runc, oci_runtime=self._oci_runtime)
-            ),
+            warnings=tuple(engine_versions.warnings(engine=version.get("Version", ""), runc=runc, oci_runtime=self._oci_runtime)),
         )
 
     async def ping(self) -> None:
@@ -168,14 +164,19 @@ class Engine:
                 raise ImageMissing(reference) from None
             raise
 
+    async def newest_image(self, label: str) -> str | None:
+        """The name of the image made last of those that bear a label."""
+        filters = json.dumps({"label": [label]})
+        found: list[dict[str, Any]] = await self._ask(lambda: self._json("images/json", params={"filters": filters}), ASK_S)
+        named = [(int(image.get("Created") or 0), name) for image in found for name in (image.get("RepoTags") or [])[:1]]
+        return max(named)[1] if named else None
+
     async def create(self, config: Mapping[str, Any], *, name: str) -> str:
         """Make a container; its id. Raises `ImageMissing` or `SandboxError`."""
 
         async def create() -> str:
-            answer: dict[str, Any] = await self._docker._query_json(  # noqa: SLF001
-                "containers/create", method="POST", data=json.dumps(config), params={"name": name}
-            )
-            return answer["Id"]
+            answer = await self._json("containers/create", method="POST", body=config, params={"name": name})
+            return str(answer["Id"])
 
         try:
             return await self._ask(create, CHANGE_S)
@@ -191,10 +192,7 @@ class Engine:
             raise SandboxError(f"the engine would not start a container: {error.message}") from None
 
     async def inspect(self, container: str) -> dict[str, Any]:
-        return await self._ask(
-            lambda: self._docker._query_json(f"containers/{quote(container)}/json"),  # noqa: SLF001
-            ASK_S,
-        )
+        return await self._ask(lambda: self._json(f"containers/{quote(container)}/json"), ASK_S)
 
     async def update(self, container: str, *, memory_bytes: int, cpus: float, pids: int) -> None:
         """Change limits through the engine, where the kernel's files may not be written from here."""
@@ -206,18 +204,22 @@ class Engine:
 
     async def kill(self, container: str) -> None:
         """SIGKILL; already dead or gone is fine."""
-        await self._tolerant(lambda: self._post(f"containers/{quote(container)}/kill?signal=KILL"), CHANGE_S)
+        await self._tolerant(lambda: self._post(f"containers/{quote(container)}/kill", signal="KILL"), CHANGE_S)
 
     async def remove(self, container: str) -> None:
         """Kill and remove; already gone, or going, is fine."""
-        await self._tolerant(lambda: self._delete(f"containers/{quote(container)}?force=true&v=true"), CHANGE_S)
+        path, params = f"containers/{quote(container)}", {"force": "true", "v": "true"}
 
-    async def list(self, labels: Mapping[str, str]) -> list[Listed]:
-        """Every container, dead ones too, that bears these labels."""
-        filters = json.dumps({"label": [f"{key}={value}" for key, value in labels.items()]})
+        async def remove() -> None:
+            await self._text(path, method="DELETE", params=params)
+
+        await self._tolerant(remove, CHANGE_S)
+
+    async def list(self, labels: Mapping[str, str]) -> "list[Listed]":
+        """Every container, dead ones too, that bears these labels; an empty value stands for any."""
+        filters = json.dumps({"label": [f"{key}={value}" if value else key for key, value in labels.items()]})
         found: list[dict[str, Any]] = await self._ask(
-            lambda: self._docker._query_json("containers/json", params={"all": "true", "filters": filters}),  # noqa: SLF001
-            ASK_S,
+            lambda: self._json("containers/json", params={"all": "true", "filters": filters}), ASK_S
         )
         return [
             Listed(
@@ -294,15 +296,31 @@ class Engine:
         wait_s = breaker.wait_s(self._breaker, self._now())
         return EngineStopped("the container engine hangs: it does not answer", retry_after_s=max(wait_s, 1.0))
 
-    async def _text(self, path: str) -> str:
-        async with self._docker._query(path, versioned_api=False) as response:  # noqa: SLF001
+    async def _text(
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        body: Mapping[str, Any] | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> str:
+        """The library's own methods leave out what we need (update, ping) or hide errors; its one request is enough."""
+        data = None if body is None else json.dumps(body)
+        query = self._docker._query(  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            path, method=method, data=data, params=dict(params or {}), versioned_api=False
+        )
+        async with query as response:
             return await response.text()
 
-    async def _post(self, path: str, body: Mapping[str, Any] | None = None) -> None:
-        data = None if body is None else json.dumps(body)
-        async with self._docker._query(path, method="POST", data=data) as response:  # noqa: SLF001
-            await response.read()
+    async def _json(
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        body: Mapping[str, Any] | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> Any:
+        return json.loads(await self._text(path, method=method, body=body, params=params))
 
-    async def _delete(self, path: str) -> None:
-        async with self._docker._query(path, method="DELETE") as response:  # noqa: SLF001
-            await response.read()
+    async def _post(self, path: str, body: Mapping[str, Any] | None = None, **params: str) -> None:
+        await self._text(path, method="POST", body=body, params=params)

@@ -5,7 +5,7 @@ implements it over either link. Order of calls: `boot` (once, by the pool's refi
 `call` (any number), `close` (once; any time).
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Protocol
 
 from hearth_contracts.functions import FunctionVersion
@@ -22,6 +22,20 @@ class Sandbox(Protocol):
     @property
     def usable(self) -> bool:
         """False once it may not serve another call: the link is lost, processes were left over, memory ran out."""
+        ...
+
+    @property
+    def settled(self) -> bool:
+        """False while the last call's sandbox is still being put in order: a next call would wait for that."""
+        ...
+
+    @property
+    def phases(self) -> Mapping[str, float]:
+        """Milliseconds per phase of `load`."""
+        ...
+
+    def on_settled(self, callback: Callable[[], None]) -> None:
+        """Called each time it has been put in order after a call, or has turned out to be spent: look at `usable`."""
         ...
 
     def on_lost(self, callback: Callable[[], None]) -> None:

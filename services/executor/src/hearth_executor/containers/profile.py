@@ -227,7 +227,7 @@ def _tmpfs_deviations(mounts: Mapping[str, str]) -> list[str]:
     if set(mounts) != {"/tmp", "/dev/shm", "/output", "/code"}:
         wrong.append(f"writable folders are {sorted(mounts)}")
     for path, text in mounts.items():
-        options = dict(part.partition("=")[::2] for part in text.split(","))
+        options = {name: value for name, _, value in (part.partition("=") for part in text.split(","))}
         wanted = {"rw", "nosuid", "nodev", "size", "nr_inodes", "mode", "exec" if path == "/code" else "noexec"}
         if not wanted <= set(options):
             wrong.append(f"{path} lacks {sorted(wanted - set(options))}")
@@ -249,7 +249,10 @@ def inside_deviations(status: str) -> list[str]:
     """The same from inside: the text of `/proc/self/status` of any process in the container."""
     fields = {name: value.split() for name, _, value in (line.partition(":") for line in status.splitlines())}
     checks = {
-        **{f"{name} is 0": int(fields.get(name, ["1"])[0], 16) == 0 for name in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb")},
+        **{
+            f"{name} is 0": int(fields.get(name, ["1"])[0], 16) == 0
+            for name in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb")
+        },
         "NoNewPrivs is 1": fields.get("NoNewPrivs") == ["1"],
         "Seccomp is 2": fields.get("Seccomp") == ["2"],
         "no uid is 0": len(fields.get("Uid", [])) == 4 and "0" not in fields["Uid"],

@@ -34,24 +34,22 @@ class UidRange:
 
 
 class Uids:
-    """Hands out uids, the longest unused first. Not more than the range holds."""
+    """Hands out uids, the longest unused first. Not more than the range holds. `avoid`: those seen on the engine at the
+    start, a dead executor's orphans among them."""
 
-    def __init__(self, *, uids: UidRange, owner: str) -> None:
+    def __init__(self, *, uids: UidRange, owner: str, avoid: Collection[int] = ()) -> None:
         self._range = uids
+        self._avoid = frozenset(avoid)
         self._start = zlib.crc32(owner.encode()) % (uids.count // SLICE)
         self._tried = 0
         self._locks = list[socket.socket]()
         self._free = deque[int]()
 
-    def take(self, in_use: Collection[int] = ()) -> int:
-        """A uid that no container of ours has. `in_use`: those seen on the engine, a dead executor's orphans among them."""
-        while True:
-            for _ in range(len(self._free)):
-                uid = self._free.popleft()
-                if uid not in in_use:
-                    return uid
-                self._free.append(uid)
+    def take(self) -> int:
+        """A uid that no container has. Raises `NoRoom`."""
+        while not self._free:
             self._claim()
+        return self._free.popleft()
 
     def give_back(self, uid: int) -> None:
         self._free.append(uid)
@@ -72,7 +70,7 @@ class Uids:
             with contextlib.suppress(OSError):
                 lock.bind(f"\0hearth-uids-{first}")
                 self._locks.append(lock)
-                self._free.extend(range(first, first + SLICE))
+                self._free.extend(uid for uid in range(first, first + SLICE) if uid not in self._avoid)
                 return
             lock.close()
         raise NoRoom(f"all {self._range.count} uids from {self._range.first} are taken by containers on this machine")
