@@ -112,26 +112,36 @@ def refusal(answer: Answer) -> Refused:
     """A problem document as an error: its title, its detail and its fix."""
     try:
         problem = answer.json()
-        assert isinstance(problem, dict)
-    except (ValueError, AssertionError):
-        return Refused(
-            f"The gateway answered {answer.status}.", status=answer.status, detail=answer.body[:2000].decode(errors="replace")
-        )
-    code = str(problem.get("code", ""))
+    except ValueError:
+        problem = None
+    if not isinstance(problem, dict):
+        text = answer.body[:2000].decode(errors="replace")
+        return Refused(f"The gateway answered {answer.status}.", status=answer.status, detail=text)
+    code = str(problem.get("code") or "")
     title = str(problem.get("title") or f"The gateway answered {answer.status}.")
-    detail = [str(problem.get("detail") or "")]
-    error = problem.get("error")
-    if isinstance(error, dict) and error.get("traceback"):
-        detail.append(str(error["traceback"]))
-    elif problem.get("traceback"):
-        detail.append(str(problem["traceback"]))
     return Refused(
         f"{title} ({code})" if code else title,
         status=answer.status,
         problem_code=code,
         fix=str(problem.get("fix") or ""),
-        detail="\n".join(part for part in detail if part),
+        detail="\n".join(_details(problem, title)),
     )
+
+
+def _details(problem: dict[str, Any], title: str) -> Iterator[str]:
+    """What a problem says beyond its title: the detail, each wrong field with its line, and the user's own traceback."""
+    errors: list[dict[str, Any]] = problem["errors"] if isinstance(problem.get("errors"), list) else []
+    detail = str(problem.get("detail") or "")
+    if detail not in {"", title} and not errors:
+        yield detail
+    for error in errors:
+        line = f"line {error['line']}: " if error.get("line") else ""
+        hint = f" ({error['hint']})" if error.get("hint") else ""
+        yield f"{line}{error.get('field', '')}: {error.get('message', '')}{hint}"
+    inner = problem.get("error")
+    traceback = (inner.get("traceback") if isinstance(inner, dict) else "") or problem.get("traceback")
+    if traceback:
+        yield str(traceback).rstrip()
 
 
 def parse_events(lines: Any) -> Iterator[Event]:

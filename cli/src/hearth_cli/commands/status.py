@@ -34,9 +34,32 @@ def run(told: Path | None, *, url: str, key: str, as_json: bool) -> None:
 
 
 def _show_fleet(fleet: dict[str, Any]) -> None:
-    """One line for an executor; whatever the gateway says of it, under the names it has there."""
-    executors = fleet.get("executors", [])
-    terminal.out(f"{len(executors)} executors")
+    """The executors with their room and both tiers of warm sandboxes; queues and streams only where there is something."""
+    executors: list[dict[str, Any]] = fleet.get("executors", [])
+    rows = [
+        (
+            str(one.get("executor", "")),
+            str(one.get("state", "")),
+            f"{one.get('free', 0)}/{one.get('slots', 0)}",
+            str(one.get("running", 0)),
+            _counts(one.get("warm")),
+            _counts(one.get("generic")),
+        )
+        for one in executors
+    ]
+    if rows:
+        terminal.out(terminal.table(("executor", "state", "free", "running", "warm", "generic"), rows))
+    else:
+        terminal.out("no executor has reported")
     for one in executors:
-        said = ", ".join(f"{name} {value}" for name, value in one.items() if isinstance(value, str | int | float) and value != "")
-        terminal.out(f"  {said}")
+        for name, said in (one.get("backend_notes") or {}).items():
+            terminal.out(f"  {one.get('executor')}: {name}: {said}")
+    for function, depth in (fleet.get("queues") or {}).items():
+        terminal.out(f"  waiting for {function}: {depth}")
+    for stream in fleet.get("streams") or []:
+        if stream.get("state") != "ok":
+            terminal.out(f"  stream {stream.get('name')}: {stream.get('state')}; ./hearth doctor")
+
+
+def _counts(by_name: dict[str, int] | None) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted((by_name or {}).items())) or "-"

@@ -100,7 +100,7 @@ class DataDir:
         if not self.exists:
             write_private(self.state / "platform.json", json.dumps({"platform": secrets.token_hex(4)}))
         if not self.admin_key.exists():
-            write_private(self.admin_key, f"hk_{secrets.token_hex(24)}\n")
+            write_private(self.admin_key, f"hk_{secrets.token_hex(4)}_{secrets.token_urlsafe(32)}\n")
 
     def platform(self) -> str:
         """The id that tells this platform's processes and containers from any other's."""

@@ -101,7 +101,7 @@ def _tails(plan: Plan, names: list[str]) -> str:
 
 def executors_alive(fleet: dict[str, Any] | None) -> int:
     """How many executors the gateway counts as able to work."""
-    return sum(one.get("state", "alive") == "alive" for one in (fleet or {}).get("executors", ()))
+    return sum(one.get("state") == "ready" for one in (fleet or {}).get("executors", ()))
 
 
 def system(address: str, data: DataDir) -> dict[str, Any] | None:
