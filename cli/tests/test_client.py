@@ -15,7 +15,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         assert self.headers["x-api-key"] == "secret"
         if self.path == "/v1/events":
-            self._answer(200, b"event: state\ndata: PENDING\nid: 1\n\n: still here\n\nevent: result\ndata: {\"a\":\ndata: 1}\n\n", "text/event-stream")
+            self._answer(
+                200,
+                b'event: state\ndata: PENDING\nid: 1\n\n: still here\n\nevent: result\ndata: {"a":\ndata: 1}\n\n',
+                "text/event-stream",
+            )
         elif self.path == "/v1/bad":
             problem = {"title": "The specification is wrong.", "code": "E_SPEC_INVALID", "detail": "x", "fix": "see /docs",
                        "errors": [{"field": "memroy_mb", "message": "unknown key", "line": 3, "hint": "memory_mb"}]}  # fmt: skip
@@ -30,7 +34,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         pass
 
 

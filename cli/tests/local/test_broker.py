@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import runpy
 import stat
 import subprocess
 import time
@@ -18,9 +19,11 @@ from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 
 from hearth_cli.local import broker_binary, broker_users, ports, supervise
 from hearth_cli.local.broker_config import PROFILES, Capacity, Server, server_text
-from hearth_cli.local.broker_users import BOOTSTRAP, BrokerUsers, Rules, publisher
+from hearth_cli.local.broker_users import BOOTSTRAP, LISTENER, BrokerUsers, Rules, publisher
 from hearth_cli.local.data_dir import DataDir, read_json
 from hearth_cli.local.plan import Options, Plan
+
+ROOT = Path(__file__).resolve().parents[3]
 
 pytestmark = pytest.mark.broker
 
@@ -340,3 +343,29 @@ async def eventually(condition: Callable[[], bool], *, within_s: float = 15) -> 
     while not condition():
         assert time.monotonic() < until, "did not come about"
         await asyncio.sleep(0.01)
+
+
+def test_the_example_for_a_broker_of_ones_own_is_what_the_code_writes() -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / "broker_example.py"))
+    for name, text in tool["texts"]().items():
+        assert (ROOT / "deploy" / "nats" / name).read_text() == text, f"run .venv/bin/python tools/broker_example.py for {name}"
+
+
+async def test_the_listener_hears_events_and_can_say_nothing(broker: Running, owner: Client) -> None:
+    heard: list[str] = []
+    refused = asyncio.Event()
+
+    async def hear(message: object) -> None:
+        heard.append(message.subject)  # type: ignore[attr-defined]
+
+    async def note(error: Exception) -> None:
+        refused.set()
+
+    await owner.subscribe("hearth.>", cb=hear)
+    await owner.flush()
+    listener = await broker.connect(LISTENER, error_cb=note)
+    await listener.publish("hearth.v1.events.default.forged", b"")
+    await asyncio.wait_for(refused.wait(), 10)
+    await owner.flush()
+    assert heard == []
+    await listener.close()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hearth_cli import terminal
 from hearth_cli.errors import CommandError
-from hearth_cli.local import platform
+from hearth_cli.local import own_engine, platform
 from hearth_cli.local.data_dir import DataDir
 
 
@@ -17,6 +17,7 @@ def run(told: Path | None, *, purge: bool) -> None:
     with terminal.step("stopping"):
         killed = platform.stop(data)
         removed = platform.remove_containers(data)
+        own_engine.end(data)
     if killed:
         terminal.note(f"  {killed} processes had to be killed")
     if removed:

@@ -8,7 +8,7 @@ from pathlib import Path
 from hearth_cli import terminal
 from hearth_cli.commands import doctor
 from hearth_cli.errors import CommandError
-from hearth_cli.local import broker_binary, platform, supervise
+from hearth_cli.local import broker_binary, own_engine, platform, supervise
 from hearth_cli.local.broker_config import PROFILES
 from hearth_cli.local.broker_users import BrokerUsers, publisher
 from hearth_cli.local.data_dir import DataDir, is_locked, read_json
@@ -25,7 +25,9 @@ def run(told: Path | None, *, port: int, executors: int, schedulers: int, profil
         terminal.out(f"address      {running.get('address', '?')}")
         return
     binary = broker_binary.find()
-    off = doctor.make_ready(install=install)
+    data.make()
+    with own_engine.noted(data):
+        off = doctor.make_ready(install=install)
     plan = platform.prepare(data, Options(port, executors, schedulers, profile), binary)
     if detach:
         _detached(plan, off)
@@ -65,6 +67,7 @@ def _foreground(plan: Plan, off: list[str]) -> None:
     threading.Thread(target=watch, name="ready", daemon=True).start()
     asyncio.run(main())
     platform.remove_containers(plan.data)
+    own_engine.end(plan.data)
     terminal.note("stopped")
 
 

@@ -23,7 +23,7 @@ def findings() -> list[Finding]:
             found,
             Finding("images", "off", "no engine to keep them in", "./hearth images build", build if mendable else None),
         ]
-    return [Finding("engine", "ok", state.message), *(image(runtime) for runtime in images.RUNTIMES)]
+    return [Finding("engine", "ok", "; ".join((state.message, *state.notes))), *(image(runtime) for runtime in images.RUNTIMES)]
 
 
 def image(runtime: str) -> Finding:

@@ -125,9 +125,14 @@ def users_text(*, system: tuple[User, ...], services: tuple[User, ...], tenants:
 def _users(users: tuple[User, ...]) -> str:
     return "\n".join(
         f"    {{ user: {json.dumps(user.name)}, password: {json.dumps(user.password)}, permissions: {{"
-        f" publish: {{ allow: {json.dumps(user.publish)} }}, subscribe: {{ allow: {json.dumps(user.subscribe)} }}"
+        f" publish: {_may(user.publish)}, subscribe: {_may(user.subscribe)}"
         # One answer to each request, whenever it comes: the default forgets the question after two minutes.
         + (f', allow_responses: {{ max: 1, expires: "{ANSWER_WITHIN}" }}' if user.responses else "")
         + " } }"
         for user in users
     )
+
+
+def _may(subjects: tuple[str, ...]) -> str:
+    """An empty list of what is allowed would allow everything."""
+    return f"{{ allow: {json.dumps(subjects)} }}" if subjects else '{ deny: ">" }'

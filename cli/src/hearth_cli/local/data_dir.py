@@ -85,6 +85,11 @@ class DataDir:
         return self.state / "streams.json"
 
     @property
+    def engine(self) -> Path:
+        """The process id of the container engine, where `up` had to start it by hand."""
+        return self.state / "engine"
+
+    @property
     def lock(self) -> Path:
         """Held by the supervisor for as long as it lives."""
         return self.state / "lock"
