@@ -1,7 +1,7 @@
 """The bus: what a service can do with the broker, and nothing more.
 
 `Bus` is the port. `NatsBus` (nats_bus.py) is the real one, `MemoryBus` (memory_bus.py) the one for tests of a service's own
-logic; `tests/bus_suite.py` holds both to the same behaviour.
+logic; `tests/test_bus_suite.py` holds both to the same behaviour.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence

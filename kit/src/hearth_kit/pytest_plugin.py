@@ -1,4 +1,4 @@
-"""A real broker for tests: `pytest_plugins = ["hearth_kit.pytest_plugin"]`.
+"""A real broker for tests, loaded by the root's `conftest.py`.
 
 `broker` is one nats-server per test session, on a free port; `bus` is a connection of full rights with all streams made and
 emptied for the test. `Broker` can also be started by a test that means to kill it.
@@ -90,15 +90,17 @@ feature_flags {{ js_ack_fc_v2: false }}
 def broker() -> Iterator[Broker]:
     with tempfile.TemporaryDirectory(prefix="hearth-broker-") as folder:
         server = Broker(Path(folder))
-        server.start()
+        try:
+            server.start()
+            asyncio.run(_make(server.url))
+            yield server
+        finally:
+            server.stop()
 
-        async def make() -> None:
-            async with connect(url=server.url, instance="bootstrap") as bus:
-                await provision(bus)
 
-        asyncio.run(make())
-        yield server
-        server.stop()
+async def _make(url: str) -> None:
+    async with connect(url=url, instance="bootstrap") as bus:
+        await provision(bus)
 
 
 @pytest.fixture
@@ -115,6 +117,8 @@ async def bus(broker: Broker) -> AsyncIterator[NatsBus]:
 def own_broker(tmp_path: Path) -> Iterator[Broker]:
     """A broker that this test may kill."""
     server = Broker(tmp_path)
-    server.start()
-    yield server
-    server.stop()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
