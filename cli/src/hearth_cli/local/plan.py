@@ -58,6 +58,8 @@ class Plan:
     servers: tuple[Server, ...]
     instances: tuple[Instance, ...]
     capacity: Capacity
+    images: str
+    """The runtime images that fit this checkout, as the executor takes them: runtime=name,..."""
     streams_due: bool
     """Whether streams are to be made or changed before the services start."""
 
@@ -88,6 +90,7 @@ class Plan:
             servers=tuple(Server(**server) for server in read["servers"]),
             instances=tuple(Instance(**instance) for instance in read["instances"]),
             capacity=Capacity(**read["capacity"]),
+            images=read["images"],
             streams_due=read["streams_due"],
         )
 
@@ -148,7 +151,11 @@ def service_environment(plan: Plan, instance: Instance, *, credentials: Path) ->
 
 def service_defaults(plan: Plan) -> dict[str, str]:
     """What a service process is told unless the environment of `up` says otherwise."""
-    return {"HEARTH_STORE_FOLDERS": str(plan.data.store), "HEARTH_DRAIN_S_MAX": str(DRAIN_S_MAX)}
+    return {
+        "HEARTH_STORE_FOLDERS": str(plan.data.store),
+        "HEARTH_DRAIN_S_MAX": str(DRAIN_S_MAX),
+        "HEARTH_IMAGES": plan.images,
+    }
 
 
 def module(service: str) -> str:

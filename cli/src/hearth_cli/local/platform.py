@@ -17,11 +17,11 @@ from typing import Any, Final
 
 from hearth_cli.errors import NotRunning, PortInUse, StartFailed
 from hearth_cli.local import plan as plans
-from hearth_cli.local import ports, proc
+from hearth_cli.local import images, ports, proc
 from hearth_cli.local.broker_binary import BrokerBinary
 from hearth_cli.local.broker_config import PROFILES, Capacity
 from hearth_cli.local.broker_users import BrokerUsers, Rules
-from hearth_cli.local.data_dir import DataDir, is_locked, read_json, write_private
+from hearth_cli.local.data_dir import DataDir, is_locked, read_json, workspace_root, write_private
 from hearth_cli.local.log_file import tail
 from hearth_cli.local.plan import Options, Plan
 
@@ -54,11 +54,19 @@ def prepare(data: DataDir, options: Options, broker: BrokerBinary) -> Plan:
         instances=plans.instances(options, chosen),
         # Streams reserve their limits: a tenth more leaves room for what a test or an operator adds.
         capacity=Capacity(streams.MEMORY_BYTES_MAX * 11 // 10, streams.FILE_BYTES_MAX * 11 // 10),
+        images=_images(),
         streams_due=bootstrap.due(data, profile.servers),
     )
     BrokerUsers(data=data).start(rules=Rules.from_contracts(), tenants=(plans.TENANT,))
     plan.save()
     return plan
+
+
+def _images() -> str:
+    root = workspace_root()
+    if root is None:
+        return ""
+    return ",".join(f"{runtime}={images.reference(root, runtime)}" for runtime in images.RUNTIMES)
 
 
 def start_detached(plan: Plan) -> None:

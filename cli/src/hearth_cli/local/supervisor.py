@@ -154,6 +154,9 @@ class Supervisor:
                 running.exit_code = await _ended(process)
         finally:
             asking.cancel()
+            if process.poll() is None:  # only where this task was cancelled
+                process.kill()
+                process.wait()
 
     async def _watch_ready(self, running: Running) -> None:
         while not await answers_ok(running.program.ready_url):
