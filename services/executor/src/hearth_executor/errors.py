@@ -1,15 +1,16 @@
 """What can go wrong in the executor, as one small tree.
 
-    ExecutorError
-    ├── SandboxError          a sandbox or the code in it would not start: the call fails with `reason`
-    │   ├── ImageMissing      the runtime image is not there, with the command that makes it
-    │   └── LinkFailed        no link to the supervisor, or it broke the protocol
-    └── BackendUnavailable    not the function's fault: hand the job back, burn no attempt
-        ├── EngineMissing     no engine is installed
-        ├── EngineStopped     it does not answer
-        ├── EngineForbidden   it does not let us in
-        ├── NoRoom            every sandbox the memory allows is busy
-        └── SandboxSpent      this sandbox may serve no further call: take another
+ExecutorError
+├── SandboxError          a sandbox or the code in it would not start: the call fails with `reason`
+│   ├── ImageMissing      the runtime image is not there, with the command that makes it
+│   └── LinkFailed        no link to the supervisor, or it broke the protocol
+├── EventTooLarge         an event of a function's passes its limit; told to the function
+└── BackendUnavailable    not the function's fault: hand the job back, burn no attempt
+    ├── EngineMissing     no engine is installed
+    ├── EngineStopped     it does not answer
+    ├── EngineForbidden   it does not let us in
+    ├── NoRoom            every sandbox the memory allows is busy
+    └── SandboxSpent      this sandbox may serve no further call: take another
 """
 
 from typing import ClassVar
@@ -98,3 +99,9 @@ class SandboxSpent(BackendUnavailable):
     """The sandbox may serve no further call; nothing of this one has begun."""
 
     code = "E_SANDBOX_SPENT"
+
+
+class EventTooLarge(ExecutorError):
+    """The event is larger than an event may be."""
+
+    code = "E_TOO_LARGE"
