@@ -152,7 +152,7 @@ def stop_started_engine() -> bool:
     except (OSError, ValueError):
         return False
     deadline = time.monotonic() + START_S
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+    while _runs(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     PID_FILE.unlink(missing_ok=True)
     return True
@@ -244,6 +244,14 @@ def _overlay_below() -> bool:
         folder = folder.parent
     kind = subprocess.run(["stat", "-f", "-c", "%T", str(folder)], capture_output=True, text=True, check=False).stdout.strip()
     return kind in ("overlayfs", "overlay")
+
+
+def _runs(pid: int) -> bool:
+    """A process that has ended and is not yet collected does not run."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _is_installed(package: str) -> bool:

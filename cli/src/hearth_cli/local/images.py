@@ -103,7 +103,7 @@ def _finish(engine: EngineApi, base: str, made: str, command: list[str], stdin: 
         if status:
             raise ImageError(f"preparing {made} ended with status {status}", detail=printed.decode(errors="replace"))
         # What the container was started with is no part of the image.
-        plain = ["ENTRYPOINT []", 'CMD ["/usr/bin/python3"]', "USER 65534:65534", "WORKDIR /"]
+        plain = ['ENTRYPOINT ["/usr/bin/python3"]', "CMD []", "USER 65534:65534", "WORKDIR /"]
         engine.commit(container, made, [*plain, *changes])
 
 

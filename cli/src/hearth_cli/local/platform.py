@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from hearth_cli.errors import NotRunning, PortInUse, StartFailed
 from hearth_cli.local import plan as plans
-from hearth_cli.local import images, ports, proc
+from hearth_cli.local import engine, images, ports, proc
 from hearth_cli.local.broker_binary import BrokerBinary
 from hearth_cli.local.broker_config import PROFILES, Capacity
 from hearth_cli.local.broker_users import BrokerUsers, Rules
@@ -63,10 +63,12 @@ def prepare(data: DataDir, options: Options, broker: BrokerBinary) -> Plan:
 
 
 def _images() -> str:
+    """Those that are built; of a runtime that is not named the executor takes the newest there is."""
     root = workspace_root()
-    if root is None:
+    if root is None or not engine.inspect_engine().ready:
         return ""
-    return ",".join(f"{runtime}={images.reference(root, runtime)}" for runtime in images.RUNTIMES)
+    built = [runtime for runtime in images.RUNTIMES if images.present(root, runtime)]
+    return ",".join(f"{runtime}={images.reference(root, runtime)}" for runtime in built)
 
 
 def start_detached(plan: Plan) -> None:
@@ -190,8 +192,6 @@ def _kill(pid: int) -> None:
 
 def remove_containers(data: DataDir) -> int:
     """Remove what an executor that was killed left in the engine: only containers that carry this platform's label."""
-    from hearth_cli.local import engine
-
     return engine.remove_containers(data.platform()) if engine.inspect_engine().ready else 0
 
 
