@@ -1,0 +1,119 @@
+"""Answers about records that have left the broker: one job, or a page of history."""
+
+import asyncio
+import json
+import logging
+import sqlite3
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from hearth_contracts.calls import BODY_BYTES_MAX, ArchiveQuery, Body, Record
+from hearth_contracts.errors import UndecodableMessage
+from hearth_kit.message import CONTRACT, META, Message
+from hearth_kit.objects import Objects
+from hearth_persister import metrics
+from hearth_persister.adapters.index import Place
+from hearth_persister.domain import segment
+from hearth_persister.domain.segment import Piece
+from hearth_persister.errors import PersisterError
+from hearth_persister.service import Line
+
+_log = logging.getLogger(__name__)
+
+#: A page's jobs at most: with their words under half of what a message may hold.
+PAGE_JOBS_MAX: Final = 1000
+MISSING: Final = "Hearth-Missing"
+
+Answer = tuple[bytes, Mapping[str, str]]
+
+
+class Archive:
+    """Asks the stores one after the other: any that holds a record will do."""
+
+    def __init__(self, *, lines: Sequence[Line], objects: Objects) -> None:
+        self._lines = lines
+        self._objects = objects
+        self._restoring: dict[str, asyncio.Lock] = {}
+
+    async def answer(self, message: Message) -> None:
+        """Answer one request; a question that cannot be read is answered like one without a result."""
+        try:
+            query = message.meta(ArchiveQuery)
+            if query.job:
+                body, headers = await self._record(query)
+            else:
+                body, headers = await self._page(query)
+        except (UndecodableMessage, ValueError) as error:
+            _log.warning("a question to the archive was refused: %s", error)
+            metrics.QUERIES.labels("refused").inc()
+            message.respond(json.dumps({"error": str(error)[:500]}).encode(), {MISSING: "1", "Hearth-Error": "E_BAD_QUERY"})
+            return
+        metrics.QUERIES.labels("missing" if MISSING in headers else "record" if query.job else "page").inc()
+        message.respond(body, headers)
+
+    def _in_order(self) -> list[Line]:
+        """Those that are written to now first: they know most."""
+        return sorted(self._lines, key=lambda line: (line.breaker.open, not line.active))
+
+    async def _record(self, query: ArchiveQuery) -> Answer:
+        for line in self._in_order():
+            try:
+                found = await self._find(line, query)
+            except (PersisterError, sqlite3.Error) as error:
+                _log.warning("a store could not answer: %s", error, extra={"store": line.store.name})
+                continue
+            if found is not None:
+                return found
+        return b"", {MISSING: "1"}
+
+    async def _find(self, line: Line, query: ArchiveQuery) -> Answer | None:
+        place = await line.index.place(query.tenant, query.job)
+        if place is None and not line.active:
+            await line.catch_up()  # another process writes: it may have written this a moment ago
+            place = await line.index.place(query.tenant, query.job)
+        if place is None:
+            return None
+        spot = place.spot
+        block = await line.store.get(place.key, start=spot.block_offset, length=spot.block_length)
+        piece = await asyncio.to_thread(segment.cut, block, spot)
+        await self._put_bodies_back(line, place, piece)
+        text = piece.meta.decode()
+        return piece.body, {META: text, CONTRACT: "record.v1"}
+
+    async def _put_bodies_back(self, line: Line, place: Place, piece: Piece) -> None:
+        """Large bodies that the broker no longer holds become objects again, under their old ids, for a day."""
+        record = Record.model_validate_json(piece.meta)
+        parts = {"input": record.input, "result": record.ending.result, "log": record.log}
+        for part, body in parts.items():
+            if not body.object:
+                continue
+            lock = self._restoring.setdefault(body.object, asyncio.Lock())
+            async with lock:
+                if await self._objects.head("bodies", body.object) is None:
+                    await self._put_back(line, place, part, body)
+            if not lock.locked():
+                self._restoring.pop(body.object, None)
+
+    async def _put_back(self, line: Line, place: Place, part: str, body: Body) -> None:
+        directory = await line.directory(place.key)
+        row = directory.row(place.spot.sequence) if directory is not None else None
+        stored = next((one for one in row.objects if one.part == part), None) if row is not None else None
+        if stored is None or stored.missing:
+            return
+        writer = self._objects.writer("bodies", body.object, bytes_max=BODY_BYTES_MAX, content_type=body.content_type)
+        async for chunk in line.store.read(stored.key):
+            await writer.write(chunk)
+        await writer.finish()
+
+    async def _page(self, query: ArchiveQuery) -> Answer:
+        limit = max(1, min(query.limit, PAGE_JOBS_MAX))
+        for line in self._in_order():
+            try:
+                page = await line.index.page(query, limit=limit)
+            except sqlite3.Error as error:
+                _log.warning("an index could not answer: %s", error, extra={"store": line.store.name})
+                continue
+            return json.dumps({"jobs": page.jobs, "next": page.next}, separators=(",", ":")).encode(), {
+                "Content-Type": "application/json"
+            }
+        return b'{"jobs":[],"next":""}', {"Content-Type": "application/json"}

@@ -1,0 +1,249 @@
+"""A real broker, real folders, and the persister as the process that it is."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from hearth_contracts import names, streams, subjects
+from hearth_contracts.calls import Body, Ending, Failure, Record, Timings, Usage
+from hearth_contracts.enums import Lane, Reason, State
+from hearth_kit.nats_bus import NatsBus
+from hearth_kit.objects import Objects
+from hearth_kit.pytest_plugin import Broker
+
+pytest_plugins = ["hearth_kit.pytest_plugin"]
+
+
+@dataclass
+class Published:
+    """A record and what it was published with."""
+
+    record: Record
+    body: bytes
+    sequence: int
+
+
+class Records:
+    """Publishes finals as executors do."""
+
+    def __init__(self, bus: NatsBus) -> None:
+        self._bus = bus
+        self.published: dict[str, Published] = {}
+
+    def make(
+        self,
+        *,
+        function: str = "hello",
+        tenant: str = "default",
+        state: State = State.SUCCESS,
+        at: float | None = None,
+        input: bytes = b'{"name":"ada"}',
+        result: bytes = b'"hello ada"',
+        log: bytes = b"",
+        large: dict[str, str] | None = None,
+        persist: bool = True,
+        job: str = "",
+    ) -> tuple[Record, bytes]:
+        """`large`: object ids by part, whose bodies are then not inline."""
+        large = large or {}
+        at = time.time() if at is None else at
+        described = {
+            part: Body(size=len(content), object=large.get(part, ""))
+            for part, content in (("input", input), ("result", result), ("log", log))
+        }
+        failed = state == State.FAILED
+        record = Record(
+            job=job or names.new_job(function, at),
+            tenant=tenant,
+            function=function,
+            version=1,
+            lane=Lane.ASYNC,
+            ending=Ending(
+                state=state,
+                reason=Reason.ERROR if failed else None,
+                failure=Failure(type="ValueError", message="é\n\"no\"") if failed else None,
+                result=described["result"],
+                usage=Usage(wall_ms=1.5, cpu_ms=0.5, memory_peak_mb=20),
+                timings=Timings(submitted_at=at, placed_at=at, started_at=at, finished_at=at + 0.0015),
+                executor="executor-1-0badcafe",
+            ),
+            input=described["input"],
+            log=described["log"],
+            persist=persist,
+            trace_id="0af7651916cd43dd8448eb211c80319c",
+            recorded_at=at,
+        )
+        parts = {"input": input, "result": result, "log": log}
+        return record, b"".join(content for part, content in parts.items() if part not in large)
+
+    async def publish(self, record: Record, body: bytes, *, traceparent: str = "") -> Published:
+        ack = await self._bus.publish(
+            subjects.record(record.tenant, record.job), body, meta=record, contract="record.v1",
+            msg_id=f"{record.job}.r", traceparent=traceparent, expect_last=0,
+        )  # fmt: skip
+        published = Published(record, body, ack.sequence)
+        self.published[record.job] = published
+        return published
+
+    async def one(self, **words: object) -> Published:
+        return await self.publish(*self.make(**words))  # type: ignore[arg-type]
+
+    async def many(self, count: int, *, at_once: int = 128, **words: object) -> None:
+        slots = asyncio.Semaphore(at_once)
+
+        async def one(number: int) -> None:
+            async with slots:
+                await self.one(result=f'{{"n":{number}}}'.encode(), **words)
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(count):
+                group.create_task(one(number))
+
+    async def large(self, size: int, **words: object) -> tuple[Published, bytes]:
+        """A record whose result is an object of this size."""
+        content = os.urandom(size)
+        object_id = f"o{os.urandom(8).hex()}"
+        await Objects(self._bus).put("bodies", object_id, content)
+        published = await self.one(result=content, large={"result": object_id}, **words)
+        return published, content
+
+
+@pytest.fixture
+def records(bus: NatsBus) -> Records:
+    return Records(bus)
+
+
+@dataclass
+class Process:
+    """One persister."""
+
+    process: asyncio.subprocess.Process
+    lines: list[dict[str, object]] = field(default_factory=list)
+    _ready: asyncio.Event = field(default_factory=asyncio.Event)
+    _reader: "asyncio.Task[None] | None" = None
+
+    async def read(self) -> None:
+        assert self.process.stderr is not None
+        while line := await self.process.stderr.readline():
+            try:
+                self.lines.append(json.loads(line))
+            except ValueError:
+                self.lines.append({"event": line.decode()})
+            if self.lines[-1].get("event") == "ready":
+                self._ready.set()
+
+    async def ready(self) -> None:
+        await asyncio.wait_for(self._ready.wait(), 20)
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    async def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return await self.ended()
+
+    async def ended(self) -> int:
+        code = await asyncio.wait_for(self.process.wait(), 30)
+        if self._reader is not None:
+            await self._reader
+        return code
+
+    def said(self, event: str) -> bool:
+        return any(event in str(line.get("event")) for line in self.lines)
+
+    @property
+    def memory_mib(self) -> float:
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 1024
+        raise AssertionError("no VmHWM")
+
+    @property
+    def cpu_s(self) -> float:
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Platform:
+    """Starts persisters with settings short enough for tests."""
+
+    def __init__(self, broker: Broker, folder: Path) -> None:
+        self.broker = broker
+        self.folder = folder
+        self.processes: list[Process] = []
+
+    def store(self, name: str) -> Path:
+        return self.folder / f"store-{name}"
+
+    def environment(self, instance: str, stores: tuple[str, ...]) -> dict[str, str]:
+        return {
+            "PATH": os.environ["PATH"],
+            "HEARTH_NATS_URL": self.broker.url,
+            "HEARTH_INSTANCE": instance,
+            "HEARTH_DATA_DIR": str(self.folder / "data"),
+            "HEARTH_STORE_FOLDERS": ",".join(f"{name}={self.store(name)}" for name in stores),
+            "HEARTH_SEGMENT_AGE_S": "0.1",
+            "HEARTH_SEGMENT_MARGIN_S": "0.1",
+            "HEARTH_STORE_ACK_WAIT_S": "2",
+            "HEARTH_STORE_RETRY_S": "0.1",
+            "HEARTH_STORE_RETRY_S_MAX": "0.5",
+            "HEARTH_RETENTION_EVERY_S": "0.2",
+        }
+
+    async def start(self, *stores: str, instance: str = "persister-1", env: dict[str, str] | None = None, ready: bool = True) -> Process:
+        process = Process(
+            await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "hearth_persister", stderr=asyncio.subprocess.PIPE, limit=2**20,
+                env={**self.environment(instance, stores or ("local",)), **(env or {})},
+            )
+        )  # fmt: skip
+        process._reader = asyncio.get_running_loop().create_task(process.read())
+        self.processes.append(process)
+        if ready:
+            await process.ready()
+        return process
+
+    async def end(self) -> None:
+        for process in self.processes:
+            if process.process.returncode is None:
+                process.thaw()
+                process.kill()
+                await process.ended()
+
+
+@pytest.fixture
+async def platform(bus: NatsBus, broker: Broker, tmp_path: Path) -> AsyncIterator[Platform]:
+    platform = Platform(broker, tmp_path)
+    yield platform
+    await platform.end()
+
+
+Until = Callable[..., "asyncio.Future[None]"]
+
+
+async def until(condition: Callable[[], object], *, timeout_s: float = 30, what: str = "") -> None:
+    """Look again and again until it holds."""
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, f"never came true: {what or condition}"
+        await asyncio.sleep(0.05)
+
+
+@pytest.fixture(name="until")
+def until_fixture() -> object:
+    return until
