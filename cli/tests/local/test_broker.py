@@ -79,7 +79,15 @@ def broker(tmp_path: Path) -> Iterator[Running]:
     users = BrokerUsers(data=data)
     users.start(rules=Rules.from_contracts(), tenants=("default",))
     plan = Plan(
-        data.platform(), data, broker_binary.find().path, Options(), (server,), (), Capacity(1 << 30, 1 << 32), images="", streams_due=False
+        data.platform(),
+        data,
+        broker_binary.find().path,
+        Options(),
+        (server,),
+        (),
+        Capacity(1 << 30, 1 << 32),
+        images="",
+        streams_due=False,
     )
     running = Running(data, server, users, plan)
     running.start()

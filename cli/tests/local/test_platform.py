@@ -74,7 +74,14 @@ def test_up_tells_what_a_person_needs_and_down_leaves_nothing(data: DataDir) -> 
     done = hearth("up", "--detach", "--no-install", "--data", str(data.root), "--port", str(port))
     try:
         assert done.returncode == 0, done.stdout + done.stderr + logs(data)
-        for told in (f"http://127.0.0.1:{port}", "/docs", "nats://127.0.0.1:", "default-publisher", str(data.admin_key), "hearth deploy"):
+        for told in (
+            f"http://127.0.0.1:{port}",
+            "/docs",
+            "nats://127.0.0.1:",
+            "default-publisher",
+            str(data.admin_key),
+            "hearth deploy",
+        ):
             assert told in done.stdout
         said = status(data)
         rows = {row["name"]: row for row in said["processes"]}

@@ -43,7 +43,7 @@ def commands(root: Path) -> list[tuple[str, Path, list[str]]]:
         ("imports (import-linter)", root, [str(bin_folder / "lint-imports"), "--config", "pyproject.toml", "--no-logo"]),
     ]
     for member in members:
-        command = [str(bin_folder / "deptry"), "--config", str(root / "pyproject.toml"), "src"]
+        command = [str(bin_folder / "deptry"), "--no-ansi", "src"]
         found.append((f"dependencies of {member.relative_to(root)} (deptry)", member, command))
     if (root / "tests" / "repo").exists():
         found.append(

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from hearth_cli.errors import NotRunning, PortInUse, StartFailed
-from hearth_cli.local import plan as plans
 from hearth_cli.local import engine, images, ports, proc
+from hearth_cli.local import plan as plans
 from hearth_cli.local.broker_binary import BrokerBinary
 from hearth_cli.local.broker_config import PROFILES, Capacity
 from hearth_cli.local.broker_users import BrokerUsers, Rules
