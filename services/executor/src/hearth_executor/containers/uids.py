@@ -4,7 +4,6 @@ Executors on one machine share the range: each holds whole slices of it, and a s
 socket that bears its number, which the kernel lets go when the holder dies.
 """
 
-import contextlib
 import socket
 import zlib
 from collections import deque
@@ -41,8 +40,7 @@ class Uids:
         self._range = uids
         self._avoid = frozenset(avoid)
         self._start = zlib.crc32(owner.encode()) % (uids.count // SLICE)
-        self._tried = 0
-        self._locks = list[socket.socket]()
+        self._locks = dict[int, socket.socket]()
         self._free = deque[int]()
 
     def take(self) -> int:
@@ -55,22 +53,26 @@ class Uids:
         self._free.append(uid)
 
     def close(self) -> None:
-        for lock in self._locks:
+        for lock in self._locks.values():
             lock.close()
         self._locks.clear()
         self._free.clear()
 
     def _claim(self) -> None:
+        """Take another slice. Those of others are tried each time: their holder may have ended."""
         slices = self._range.count // SLICE
-        while self._tried < slices:
-            number = (self._start + self._tried) % slices
-            self._tried += 1
-            first = self._range.first + number * SLICE
+        for number in range(self._start, self._start + slices):
+            first = self._range.first + number % slices * SLICE
+            if first in self._locks:
+                continue
             lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            with contextlib.suppress(OSError):
+            try:
                 lock.bind(f"\0hearth-uids-{first}")
-                self._locks.append(lock)
-                self._free.extend(uid for uid in range(first, first + SLICE) if uid not in self._avoid)
+            except OSError:
+                lock.close()
+                continue
+            self._locks[first] = lock
+            self._free.extend(uid for uid in range(first, first + SLICE) if uid not in self._avoid)
+            if self._free:
                 return
-            lock.close()
         raise NoRoom(f"all {self._range.count} uids from {self._range.first} are taken by containers on this machine")

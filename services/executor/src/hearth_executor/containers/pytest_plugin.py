@@ -1,0 +1,110 @@
+"""For tests: every container that any test makes, in whatever process, is compared with the profile.
+
+Loaded by the root's `conftest.py`. It listens to the engine's own events, so that a container made by an executor in another
+process, or kept warm by a pool, counts as much as one a test made by hand. A deviation fails the session.
+"""
+
+import http.client
+import json
+import socket
+import threading
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from hearth_executor.containers import profile
+from hearth_executor.containers.engine import DEFAULT_SOCKET
+
+#: The label of a container that breaks the profile on purpose, to see that this check bites.
+LABEL_EXPECTED = "hearth.test-deviates"
+
+
+class _Connection(http.client.HTTPConnection):
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(DEFAULT_SOCKET)
+
+
+class ProfileWatch:
+    """Listens while entered. `seen` counts containers compared, `wrong` names each deviation."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self.wrong = list[str]()
+        self._stream: _Connection | None = None
+
+    def start(self) -> bool:
+        """False where there is no engine: then there are no containers either."""
+        filters = json.dumps({"type": ["container"], "event": ["create"], "label": [profile.LABEL_PLATFORM]})
+        stream = _Connection("engine", timeout=10)
+        try:
+            stream.request("GET", f"/events?filters={quote(filters)}")
+            response = stream.getresponse()
+        except OSError:
+            stream.close()
+            return False
+        stream.sock.settimeout(None)
+        self._stream = stream
+        self._thread = threading.Thread(target=self._listen, args=(response,), name="profile-watch", daemon=True)
+        self._thread.start()
+        return True
+
+    def stop(self) -> None:
+        if self._stream is not None:
+            self._stream.sock.shutdown(socket.SHUT_RDWR)
+            self._thread.join(5)
+            self._stream.close()
+
+    def _listen(self, response: http.client.HTTPResponse) -> None:
+        try:
+            while line := response.readline():
+                self._compare(json.loads(line)["Actor"]["ID"])
+        except (OSError, ValueError, http.client.HTTPException):
+            return  # the end, by `stop` or by the engine's
+
+    def _compare(self, container: str) -> None:
+        inspected = self._inspect(container)
+        if inspected is None or (inspected["Config"].get("Labels") or {}).get(LABEL_EXPECTED):
+            return
+        self.seen += 1
+        self.wrong += [f"{inspected['Name']}: {deviation}" for deviation in profile.deviations(inspected)]
+
+    def _inspect(self, container: str) -> dict[str, Any] | None:
+        connection = _Connection("engine", timeout=10)
+        try:
+            connection.request("GET", f"/containers/{container}/json")
+            response = connection.getresponse()
+            text = response.read()
+            return json.loads(text) if response.status == 200 else None
+        except OSError:
+            return None  # the engine was stopped by a test; the events end too
+        finally:
+            connection.close()
+
+
+_watch = ProfileWatch()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    _watch.start()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    _watch.stop()
+    if _watch.wrong:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if _watch.seen:
+        terminalreporter.write_line(f"containers compared with the hardened profile: {_watch.seen}")
+    for wrong in sorted(set(_watch.wrong)):
+        terminalreporter.write_line(f"DEVIATES from the hardened profile: {wrong}", red=True)
+
+
+@pytest.fixture
+def profile_watch() -> ProfileWatch:
+    """What has been compared so far in this session."""
+    return _watch
