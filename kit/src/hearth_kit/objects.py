@@ -14,6 +14,9 @@ from hearth_kit.errors import BusError
 #: Chunks in flight in either direction: 2 MiB of memory for any size of object.
 WINDOW_CHUNKS: Final = 8
 
+#: An abandoned object's chunks on their way are waited for so long, before they are removed with the others.
+ABANDON_S: Final = 5.0
+
 _STREAMS: Final = {"bodies": "OBJECTS_BODIES", "code": "OBJECTS_CODE"}
 
 
@@ -82,10 +85,13 @@ class Writer:
 
     async def abandon(self) -> None:
         """Stop writing and remove what is there."""
-        for task in self._flying:
-            task.cancel()
-        await asyncio.gather(*self._flying, return_exceptions=True)
-        self._flying.clear()
+        if self._flying:
+            # A chunk on its way could be stored after the removal: the broker does the two beside each other.
+            _, late = await asyncio.wait(self._flying, timeout=ABANDON_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*self._flying, return_exceptions=True)
+            self._flying.clear()
         await Objects(self._bus).delete(self._area, self._id)
 
 
