@@ -4,15 +4,12 @@ The zygote is forked before the link exists and before its key arrives, so that 
 """
 
 import fcntl
-import gc
 import os
-import socket
 import sys
 import time
 
-import hearth_calls
-import hearth_supervisor
 import hearth_zygote
+from hearth_sockets import AF_UNIX, SOCK_SEQPACKET, SOCK_STREAM, socket, socketpair
 
 #: How long the executor may take to open its end, seconds. It does so right after the container has started.
 CONNECT_S_MAX = 60.0
@@ -46,9 +43,10 @@ def main(argv, libc):
         link_in = link_out = None
     else:
         sys.exit(f"unknown mode {argv[0]!r}")
-    gc.collect()
-    gc.freeze()
     zygote = _fork_zygote(folders, libc)
+    # Only now: the zygote has no use for the supervisor's code, and pays for every page at each fork.
+    import hearth_supervisor  # noqa: PLC0415
+
     if mode == "fast":
         link_in = link_out = _connect(rest)
     hearth_supervisor.Supervisor(link_in, link_out, zygote, folders, keyed=mode == "stdio").run()
@@ -73,7 +71,7 @@ def _move_high(number):
 def _connect(name):
     give_up = time.monotonic() + CONNECT_S_MAX
     while True:
-        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        link = socket(AF_UNIX, SOCK_STREAM)
         try:
             link.connect("\0" + name)
         except (ConnectionRefusedError, FileNotFoundError):
@@ -88,7 +86,7 @@ def _connect(name):
 
 
 def _fork_zygote(folders, libc):
-    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    mine, its = socketpair(AF_UNIX, SOCK_SEQPACKET)
     out_r, out_w = os.pipe()
     err_r, err_w = os.pipe()
     pid = os.fork()
@@ -98,4 +96,4 @@ def _fork_zygote(folders, libc):
     its.close()
     os.close(out_w)
     os.close(err_w)
-    return hearth_calls.Zygote(pid, mine, out_r, err_r)
+    return pid, mine, out_r, err_r

@@ -1,12 +1,16 @@
 """What the supervisor keeps of a call and of the process that runs it."""
 
 import os
-import signal
+
+import _signal
 
 import hearth_frames as frames
 
 #: What one call may log, all streams together. The rest is read and thrown away.
 LOG_BYTES_MAX = 1024 * 1024
+
+
+SIGNALS = {number: name for name, number in vars(_signal).items() if name.startswith("SIG") and name.isalnum()}
 
 
 class Zygote:
@@ -115,8 +119,5 @@ def ending(status):
         return "could not be started"
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        try:
-            return f"was killed by {signal.Signals(number).name}"
-        except ValueError:
-            return f"was killed by signal {number}"
+        return f"was killed by {SIGNALS.get(number, f'signal {number}')}"
     return f"exited with status {os.WEXITSTATUS(status)} before it answered"

@@ -1,37 +1,54 @@
-"""A child: a process forked from the zygote that runs calls, one after the other, and speaks on its own socket."""
+"""A child: a process forked from the zygote that runs calls, one after the other, and speaks on its own socket.
+
+What it does between its fork and its result is kept short, and is rehearsed while it waits: the first time a process
+touches a page since its fork costs microseconds, and a call's way through the interpreter touches hundreds.
+"""
 
 import builtins
-import gc
+import ctypes
 import io
-import json
 import os
 import resource
-import signal
-import socket
 import sys
 import time
 
 import hearth_frames as frames
 import hearth_result
-from hearth_context import Channel, Context
+from hearth_channel import Channel
+from hearth_context import Context
 
+#: The interpreter has settled on how to run a piece of code after about this many runs.
+REHEARSALS = 16
 
-#: The interpreter has settled on how to run a function after about this many runs.
-WARM_UPS = 20
+#: C's "not buffered".
+_IONBF = 2
+
+_REHEARSED = frames.encode(
+    frames.CALL,
+    frames.with_meta(
+        {
+            "job": "", "attempt": 1, "deadline": None, "start": "cold", "content_type": "application/json",
+            "traceparent": "", "http": None, "streamed": False, "size": 2,
+        },  # fmt: skip
+        b"{}",
+    ),
+    1,
+)
 
 
 class Function:
     """What every child of a sandbox shares."""
 
-    def __init__(self, handler, spec, folders, libc):
+    def __init__(self, handler, spec, folders):
         self.handler = handler
         self.spec = spec
         self.folders = folders
-        self.libc = libc
+        self.once = spec["isolation"] != "reuse"
 
 
-def prepare_output():
-    """What is printed leaves the process at once, whatever bytes it is made of."""
+def prepare_output(libc):
+    """What is printed leaves the process at once, whatever bytes it is made of and in whatever language it is printed."""
+    libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, _IONBF, 0)
     for name, fd in (("stdout", 1), ("stderr", 2)):
         raw = io.FileIO(fd, "w", closefd=False)
         stream = io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
@@ -71,67 +88,50 @@ def prepare_for(handler):
         import asyncio  # noqa: F401, PLC0415
 
 
-def warm_up(spec):
-    """Go the way of a call once, before the fork: the interpreter then rewrites less of its code in every child."""
-    mine, its = socket.socketpair()
-    number, meta = 1, {
-        "job": "", "attempt": 1, "deadline": None, "start": "cold", "content_type": "application/json",
-        "traceparent": "", "http": None, "streamed": False, "size": 2,
-    }  # fmt: skip
-    function = Function(lambda event, context: {"ok": True}, spec, None, _NoLibc)
-    frame = frames.encode(frames.CALL, frames.with_meta(meta, b"{}"), number)
-    channel = Channel(its)
-    for _ in range(WARM_UPS):
-        mine.send(frame)
+def rehearse(spec, times):
+    """Go the way of a call, with a handler that does nothing."""
+    function = Function(lambda event, context: {"ok": True}, spec, None)
+    mine, its = os.pipe()
+    channel = Channel(mine)
+    for _ in range(times):
+        os.write(its, _REHEARSED)
         _call(function, channel, *channel.receive())
-        mine.recv(65536)
-    mine.close()
-    its.close()
+    os.close(mine)
+    os.close(its)
 
 
-class _NoLibc:
-    @staticmethod
-    def fflush(_):
-        pass
-
-
-def run(function, sock_fd, out, err):
+def run(function, sock, out, err):
     """Serve calls until the socket closes; one call only unless the function's processes are reused."""
     os.dup2(out, 1)
     os.dup2(err, 2)
-    os.setsid()
-    sock = socket.socket(fileno=sock_fd)
     os.close(out)
     os.close(err)
-    once = function.spec["isolation"] != "reuse"
+    os.setsid()
     channel = Channel(sock)
     while True:
         frame = channel.receive()
         if frame is None:
             return
-        _call(function, channel, *frame)
-        if once:
+        channel.send(frames.RESULT, _call(function, channel, *frame))
+        if function.once:
             return
         os.chdir(function.folders.code)
 
 
-def _call(function, channel, kind, _flags, number, payload):
-    if kind != frames.CALL:
-        raise frames.ProtocolError("a child that waits for a call got something else")
+def _call(function, channel, _kind, _flags, number, payload):
+    """The payload of the call's result."""
     cpu_before = _cpu_us()
-    meta, body = frames.split_meta(payload)
+    head, body = frames.split_meta(payload)
     channel.call = number
-    if meta["streamed"]:
-        body = channel.receive_event(meta["size"])
-    context = Context(function, meta, channel)
-    result = hearth_result.of_call(function.handler, hearth_result.event(meta, body), context, channel, meta)
+    if head["streamed"]:
+        body = channel.receive_event()
+    context = Context(function, head, channel)
+    event = hearth_result.event(head["content_type"], body)
+    result = hearth_result.of_call(function.handler, event, context, channel, http=head["http"] is not None)
     if os.getpid() != channel.pid:
         os._exit(0)  # the function forked, and this is the copy: only the original answers
     context.close()
-    function.libc.fflush(None)
-    result.meta["cpu_us"] = _cpu_us() - cpu_before
-    result.meta["rss_kb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    channel.send(frames.RESULT, frames.with_meta(result.meta, result.body))
+    return result.payload(_cpu_us() - cpu_before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def _cpu_us():

@@ -1,15 +1,15 @@
-"""What a handler gets beside its event, and the socket behind it."""
+"""What a handler gets beside its event."""
 
-import _thread
-import json
-import os
 import time
 
 import hearth_frames as frames
+import hearth_json
 
-RECEIVE_BYTES = 256 * 1024
-#: An event a function emits travels as one message.
+#: An event that a function emits travels as one message.
 EMIT_BYTES_MAX = 256 * 1024
+
+
+_PLAIN = (bool, int, str)
 
 
 class EmitRefused(Exception):
@@ -20,57 +20,76 @@ class OutputRefused(Exception):
     """The platform does not take the output file."""
 
 
-class Channel:
-    """A child's socket. Frames go out whole; an answer is waited for by whoever asked, one at a time."""
+class Context:
+    """Everything is looked up when it is asked for: most calls ask for little."""
 
-    def __init__(self, sock):
-        self._sock = sock
-        self._decoder = frames.Decoder()
-        self._received = []
-        self._lock = _thread.allocate_lock()
-        self.pid = os.getpid()
-        self.call = 0
+    def __init__(self, function, head, channel):
+        self._spec = function.spec
+        self._head = head
+        self._channel = channel
+        self._outputs = None
 
-    def receive(self):
-        while not self._received:
-            data = self._sock.recv(RECEIVE_BYTES)
-            if not data:
-                return None
-            for kind, flags, _, call, payload in self._decoder.feed(data):
-                self._received.append((kind, flags, call, payload))
-        return self._received.pop(0)
+    job_id = property(lambda self: self._head["job"])
+    attempt = property(lambda self: self._head["attempt"])
+    deadline = property(lambda self: self._head["deadline"], doc="Unix time at which the call is stopped, or None.")
+    start = property(lambda self: self._head["start"], doc="`warm` or `cold`.")
+    traceparent = property(lambda self: self._head["traceparent"])
+    content_type = property(lambda self: self._head["content_type"])
+    http = property(lambda self: self._head["http"], doc="Method, path, query and headers, when called as an endpoint.")
+    function = property(lambda self: self._spec["function"])
+    version = property(lambda self: self._spec["version"])
+    tenant = property(lambda self: self._spec["tenant"])
 
-    def receive_event(self, size):
-        body = bytearray()
-        while True:
-            frame = self.receive()
-            if frame is None:
-                os._exit(0)
-            body += frame[3]
-            if frame[1] & frames.END:
-                return bytes(body)
+    # The same under the names AWS Lambda gives them.
+    aws_request_id = job_id
+    log_stream_name = job_id
+    function_name = function
+    function_version = property(lambda self: str(self._spec["version"]))
+    memory_limit_in_mb = property(lambda self: str(self._spec["memory_mb"]))
+    log_group_name = property(lambda self: f"/hearth/{self.tenant}/{self.function}")
+    invoked_function_arn = property(
+        lambda self: f"arn:aws:lambda:hearth:{self.tenant}:function:{self.function}:{self.version}"
+    )
+    client_context = None
+    identity = None
 
-    def send(self, kind, payload=b"", stream=0, flags=0):
-        if os.getpid() != self.pid:
-            raise OSError("only the process that was called may answer")
-        with self._lock:
-            self._sock.sendall(frames.encode(kind, payload, self.call, stream, flags))
+    def remaining_ms(self):
+        """Milliseconds until the call is stopped; None when it has no limit."""
+        return None if self.deadline is None else max(0, int((self.deadline - time.time()) * 1000))
 
-    def send_data(self, kind, data, stream=0):
-        view = memoryview(data)
-        for at in range(0, len(view), frames.DATA_BYTES_MAX):
-            self.send(kind, bytes(view[at : at + frames.DATA_BYTES_MAX]), stream)
+    def get_remaining_time_in_millis(self):
+        remaining = self.remaining_ms()
+        return 2**31 - 1 if remaining is None else remaining
 
-    def ask(self, kind, payload, stream=0):
-        """Send, then wait for the answer."""
-        if os.getpid() != self.pid:
-            raise OSError("only the process that was called may ask")
-        with self._lock:
-            self._sock.sendall(frames.encode(kind, payload, self.call, stream))
-            frame = self.receive()
-        if frame is None:
-            os._exit(0)
-        return json.loads(frame[3] or b"{}")
+    @property
+    def log(self):
+        return Log(self._channel)
+
+    def emit(self, subject, data=None):
+        """Publish an event; returns when the platform has it."""
+        body, content_type = encode_value(data)
+        if len(body) > EMIT_BYTES_MAX:
+            raise EmitRefused(f"an event may have {EMIT_BYTES_MAX} bytes, this one has {len(body)}")
+        head = {"subject": str(subject), "content_type": content_type}
+        answer = self._channel.ask(frames.EMIT, frames.with_meta(head, body))
+        if not answer.get("ok"):
+            raise EmitRefused(answer.get("error", "the platform did not take the event"))
+
+    def output(self, name):
+        """A file to write to, which streams out while it is written."""
+        self._outputs = self._outputs or []
+        stream = len(self._outputs) + 1
+        answer = self._channel.ask(frames.OUTPUT_OPEN, hearth_json.dumps({"name": str(name)}), stream)
+        if not answer.get("ok"):
+            raise OutputRefused(answer.get("error", "the platform does not take the output file"))
+        output = Output(self._channel, stream, str(name))
+        self._outputs.append(output)
+        return output
+
+    def close(self):
+        """Called when the handler has returned."""
+        for output in self._outputs or ():
+            output.close()
 
 
 class Log:
@@ -96,8 +115,11 @@ class Log:
 
     def _write(self, level, message, fields):
         line = {"time": time.time(), "level": level, "message": str(message), **fields}
-        data = json.dumps(line, default=str).encode() + b"\n"
-        self._channel.send(frames.LOG, data[: frames.DATA_BYTES_MAX])
+        try:
+            data = hearth_json.dumps(line)
+        except (TypeError, ValueError, RecursionError):
+            data = hearth_json.dumps({key: value if type(value) in _PLAIN else str(value) for key, value in line.items()})
+        self._channel.send_data(frames.LOG, data + b"\n")
 
 
 class Output:
@@ -128,86 +150,10 @@ class Output:
         self.close()
 
 
-class _Identity:
-    cognito_identity_id = None
-    cognito_identity_pool_id = None
-
-
-class Context:
-    """The same names as `docs/` describes, and what AWS Lambda's context has under its own."""
-
-    def __init__(self, function, meta, channel):
-        spec = function.spec
-        self.job_id = meta["job"]
-        self.attempt = meta["attempt"]
-        self.deadline = meta["deadline"]
-        self.start = meta["start"]
-        self.traceparent = meta["traceparent"]
-        self.http = meta["http"]
-        self.content_type = meta["content_type"]
-        self.function = spec["function"]
-        self.version = spec["version"]
-        self.tenant = spec["tenant"]
-        self.log = Log(channel)
-
-        self.aws_request_id = self.job_id
-        self.function_name = self.function
-        self.function_version = str(self.version)
-        self.memory_limit_in_mb = str(spec["memory_mb"])
-        self.invoked_function_arn = f"arn:aws:lambda:hearth:{self.tenant}:function:{self.function}:{self.version}"
-        self.log_group_name = f"/hearth/{self.tenant}/{self.function}"
-        self.log_stream_name = self.job_id
-        self.client_context = None
-        self.identity = _Identity()
-
-        self._channel = channel
-        self._outputs = []
-
-    def remaining_ms(self):
-        """Milliseconds until the call is stopped; None when it has no limit."""
-        return None if self.deadline is None else max(0, int((self.deadline - time.time()) * 1000))
-
-    def get_remaining_time_in_millis(self):
-        remaining = self.remaining_ms()
-        return 2**31 - 1 if remaining is None else remaining
-
-    def emit(self, subject, data=None):
-        """Publish an event; returns when the platform has it."""
-        body, content_type = encode_value(data)
-        if len(body) > EMIT_BYTES_MAX:
-            raise EmitRefused(f"an event may have {EMIT_BYTES_MAX} bytes, this one has {len(body)}")
-        head = {"subject": str(subject), "content_type": content_type}
-        answer = self._channel.ask(frames.EMIT, frames.with_meta(head, body))
-        if not answer.get("ok"):
-            raise EmitRefused(answer.get("error", "the platform did not take the event"))
-
-    def output(self, name):
-        """A file to write to, which streams out while it is written."""
-        stream = len(self._outputs) + 1
-        answer = self._channel.ask(frames.OUTPUT_OPEN, json.dumps({"name": str(name)}).encode(), stream)
-        if not answer.get("ok"):
-            raise OutputRefused(answer.get("error", "the platform does not take the output file"))
-        output = Output(self._channel, stream, str(name))
-        self._outputs.append(output)
-        return output
-
-    def close(self):
-        for output in self._outputs:
-            output.close()
-
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-_ASCII_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
-
-
 def encode_value(value):
     """(bytes, content type) of anything JSON can hold, text or bytes."""
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return bytes(value), "application/octet-stream"
     if isinstance(value, str):
         return value.encode(), "text/plain; charset=utf-8"
-    text = _ENCODER.encode(value)
-    try:
-        return text.encode(), "application/json"
-    except UnicodeEncodeError:
-        return _ASCII_ENCODER.encode(value).encode(), "application/json"
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value), "application/octet-stream"
+    return hearth_json.dumps(value), "application/json"

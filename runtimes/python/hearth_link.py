@@ -4,6 +4,7 @@ import collections
 import os
 
 import hearth_frames as frames
+import hearth_stream
 
 READ_BYTES = 256 * 1024
 
@@ -16,7 +17,7 @@ class Link:
         self._loop = loop
         self._in, self._out = fd_in, fd_out
         self._on_frame, self._on_lost = on_frame, on_lost
-        self._decoder = frames.Decoder()
+        self._decoder = hearth_stream.Decoder()
         self._mac = None
         self._urgent = []
         self._bulk = collections.deque()
@@ -27,8 +28,8 @@ class Link:
 
     def use_key(self, key):
         """Every frame after this one, in both directions, carries a code made with `key`."""
-        self._decoder.mac = frames.Mac(key, frames.TO_SANDBOX)
-        self._mac = frames.Mac(key, frames.FROM_SANDBOX)
+        self._decoder.mac = hearth_stream.Mac(key, hearth_stream.TO_SANDBOX)
+        self._mac = hearth_stream.Mac(key, hearth_stream.FROM_SANDBOX)
 
     def send(self, frame, *, bulk=False):
         (self._bulk if bulk else self._urgent).append(frame)

@@ -2,20 +2,17 @@
 
 import binascii
 import errno
-import json
+import io
 import os
-import re
 import sys
-import traceback
 
 import hearth_frames as frames
+import hearth_json
 from hearth_context import encode_value
 
 HERE = os.path.dirname(os.path.abspath(__file__)) + "/"
 #: A result inside its frame is at most this long; a longer one goes ahead as data.
 INLINE_BYTES_MAX = 128 * 1024
-#: Deepest nesting of a result: readers in other languages, and in Python, stop not far above.
-JSON_DEPTH_MAX = 500
 TRACEBACK_FRAMES_MAX = 50
 TRACEBACK_CHARS_MAX = 16 * 1024
 MESSAGE_CHARS_MAX = 4 * 1024
@@ -23,8 +20,9 @@ HTTP_HEADERS_MAX = 100
 
 #: What the kernel answers when a limit of the sandbox is reached.
 _RESOURCE_ERRORS = frozenset((errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EFBIG, errno.EDQUOT))
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,200}")
-_HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]{0,8192}")
+_NOT_IN_NAMES = frozenset('"(),/:;<=>?@[\\]{} \t')
+HEADER_NAME_CHARS_MAX = 200
+HEADER_VALUE_CHARS_MAX = 8192
 
 
 class BadResult(Exception):
@@ -32,24 +30,39 @@ class BadResult(Exception):
 
 
 class Result:
-    def __init__(self, body=b"", **meta):
+    """`head` is None for the usual one: a success with nothing to say but its content type."""
+
+    __slots__ = ("body", "content_type", "head")
+
+    def __init__(self, body, content_type, head=None):
         self.body = body
-        self.meta = {"reason": None, **meta}
+        self.content_type = content_type
+        self.head = head
+
+    def payload(self, cpu_us, rss_kb):
+        if self.head is None:
+            head = b'{"reason":null,"content_type":"%b","cpu_us":%d,"rss_kb":%d}'
+            head %= (self.content_type.encode(), cpu_us, rss_kb)
+            return frames.META.pack(len(head)) + head + self.body
+        head = {"reason": None, "content_type": self.content_type, **self.head, "cpu_us": cpu_us, "rss_kb": rss_kb}
+        return frames.with_meta(head, self.body)
 
 
-def event(meta, body):
+def event(content_type, body):
     """The parsed JSON, else the text, else the bytes, by content type."""
-    kind, _, parameters = meta["content_type"].partition(";")
-    kind = kind.strip().lower()
+    if content_type == "application/json":
+        kind = content_type
+    else:
+        kind = content_type.partition(";")[0].strip().lower()
     if kind == "application/json" or kind.endswith("+json"):
         if not body:
             return None
         try:
-            return json.loads(body)
+            return hearth_json.loads(body)
         except (ValueError, RecursionError):
             kind = "text/plain"
     if kind.startswith("text/") or kind in ("application/xml", "application/x-www-form-urlencoded"):
-        charset = parameters.partition("charset=")[2].split(";")[0].strip(" \"'") or "utf-8"
+        charset = content_type.partition("charset=")[2].split(";")[0].strip(" \"'") or "utf-8"
         try:
             return body.decode(charset)
         except (UnicodeDecodeError, LookupError):
@@ -57,17 +70,32 @@ def event(meta, body):
     return body
 
 
-def of_call(handler, event, context, channel, meta):
+def of_call(handler, event, context, channel, *, http):
     """Run the handler and make its result. Nothing a function raises gets past this."""
     try:
         value = handler(event, context)
-        if hasattr(value, "__await__"):
+        kind = type(value)
+        if kind is not dict and hasattr(kind, "__await__"):
             value = _await(value)
-        return _of_value(value, channel, http=meta["http"] is not None)
+            kind = type(value)
+        if kind is dict and not http:
+            return _result(*_encode(value), channel)
+        return _of_value(value, channel, http=http)
     except BadResult as error:
-        return Result(reason="bad_result", error={"type": "BadResult", "message": str(error), "traceback": ""})
+        return failed("bad_result", {"type": "BadResult", "message": str(error), "traceback": ""})
     except BaseException as error:  # noqa: BLE001 - sys.exit() and KeyboardInterrupt are failures like any other
-        return Result(reason=_reason(error), error=describe(error))
+        return failed(_reason(error), describe(error))
+
+
+def failed(reason, error):
+    return Result(b"", "", {"reason": reason, "error": error})
+
+
+def _result(body, content_type, channel, head=None):
+    if len(body) > INLINE_BYTES_MAX:
+        channel.send_data(frames.RESULT_DATA, body)
+        return Result(b"", content_type, {"size": len(body), **(head or {})})
+    return Result(body, content_type, head)
 
 
 def _await(value):
@@ -88,15 +116,13 @@ def _of_value(value, channel, *, http):
         return _of_stream(value, channel)
     if hasattr(value, "__anext__"):
         return _of_stream(_iterate(value), channel)
-    head = {}
+    head = None
     if http and isinstance(value, dict) and "statusCode" in value:
         value, head = _http(value)
     body, content_type = _encode(value)
-    head.setdefault("content_type", content_type)
-    if len(body) <= INLINE_BYTES_MAX:
-        return Result(body, **head)
-    channel.send_data(frames.RESULT_DATA, body)
-    return Result(size=len(body), **head)
+    if head is not None:
+        content_type = head.pop("content_type", content_type)
+    return _result(body, content_type, channel, head)
 
 
 def _iterate(generator):
@@ -120,21 +146,16 @@ def _of_stream(values, channel):
         content_type = content_type or kind
         size += len(data)
         channel.send_data(frames.RESULT_DATA, data)
-    return Result(size=size, content_type=content_type or "application/octet-stream")
+    return Result(b"", content_type or "application/octet-stream", {"size": size})
 
 
 def _encode(value):
-    # A function may have raised the limit, and the encoder would then exhaust the C stack on a deep result.
-    limit = sys.getrecursionlimit()
     try:
-        sys.setrecursionlimit(JSON_DEPTH_MAX)
         return encode_value(value)
     except RecursionError:
-        raise BadResult(f"the result is nested deeper than {JSON_DEPTH_MAX} levels") from None
+        raise BadResult(f"the result is nested deeper than {hearth_json.DEPTH_MAX} levels") from None
     except (TypeError, ValueError, OverflowError) as error:
         raise BadResult(f"the result cannot be written as JSON: {_text(error)}") from None
-    finally:
-        sys.setrecursionlimit(limit)
 
 
 def _http(value):
@@ -155,7 +176,7 @@ def _http(value):
     if len(headers) > HTTP_HEADERS_MAX:
         raise BadResult(f"a response may have {HTTP_HEADERS_MAX} headers")
     for name, text in headers:
-        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(text):
+        if not _is_header_name(name) or not _is_header_value(text):
             raise BadResult(f"the header {name[:100]!r} cannot be sent")
     head = {"status": status, "headers": headers}
     for name, text in headers:
@@ -168,6 +189,15 @@ def _http(value):
         except ValueError:
             raise BadResult("isBase64Encoded is set and the body is not base64") from None
     return b"" if body is None else body, head
+
+
+def _is_header_name(name):
+    fits = 0 < len(name) <= HEADER_NAME_CHARS_MAX and name.isascii() and name.isprintable()
+    return fits and _NOT_IN_NAMES.isdisjoint(name)
+
+
+def _is_header_value(text):
+    return len(text) <= HEADER_VALUE_CHARS_MAX and not any(letter < " " and letter != "\t" or letter == "\x7f" for letter in text)
 
 
 def _reason(error):
@@ -185,18 +215,30 @@ def describe(error):
     frame = error.__traceback__
     while frame is not None and frame.tb_frame.f_code.co_filename.startswith((HERE, "<frozen importlib")):
         frame = frame.tb_next
-    try:
-        lines = traceback.format_exception(type(error), error, frame, limit=-TRACEBACK_FRAMES_MAX)
-    except BaseException:  # noqa: BLE001 - a broken __str__ or __cause__ is the function's, and no reason to fail here
-        lines = traceback.format_tb(frame, limit=-TRACEBACK_FRAMES_MAX)
+    text = _traceback(error, frame)
     message = _text(error)
     if isinstance(error, SystemExit):
         message = f"the function called sys.exit({message})"
-    text = "".join(lines)
     if len(text) > TRACEBACK_CHARS_MAX:
         half = TRACEBACK_CHARS_MAX // 2
         text = f"{text[:half]}\n  ...\n{text[-half:]}"
     return {"type": type(error).__name__, "message": message, "traceback": _clean(text)}
+
+
+def _traceback(error, frame):
+    """As the interpreter itself prints it: the `traceback` module would have to be loaded, and is slow to load."""
+    stderr, limit = sys.stderr, getattr(sys, "tracebacklimit", None)
+    sys.stderr = printed = io.StringIO()
+    sys.tracebacklimit = TRACEBACK_FRAMES_MAX
+    try:
+        sys.__excepthook__(type(error), error, frame)
+    finally:
+        sys.stderr = stderr
+        if limit is None:
+            del sys.tracebacklimit
+        else:
+            sys.tracebacklimit = limit
+    return printed.getvalue()
 
 
 def _text(error):

@@ -4,18 +4,18 @@ One thread, one loop. It never imports, unpacks or parses anything a function ma
 its frame header alone and passed on. A child that breaks the protocol is killed.
 """
 
-import json
 import os
-import signal
-import socket
 import struct
 import sys
 
 import hearth_frames as frames
+import hearth_json
 import hearth_processes as processes
-from hearth_calls import Call, Child, ending, failure
+from hearth_calls import Call, Child, Zygote, ending, failure
 from hearth_link import READ_BYTES, Link
 from hearth_loop import Loop
+from hearth_sockets import send_fds, socketpair
+from _signal import SIGKILL, SIGTERM
 
 #: How long output is let gather in its pipe after a read that emptied it, seconds: a chatty function wakes us rarely.
 LOG_GATHER_S = 0.02
@@ -42,7 +42,7 @@ class Supervisor:
     def __init__(self, link_in, link_out, zygote, folders, *, keyed):
         self._loop = Loop()
         self._link = Link(self._loop, link_in, link_out, self._on_frame, self._lost)
-        self._zygote = zygote
+        self._zygote = Zygote(*zygote)
         self._folders = folders
         self._keyed = keyed
         self._greeted = False
@@ -58,7 +58,7 @@ class Supervisor:
         self._tokens = 0
         self._forking = 0
         self._failed_forks = 0
-        self._expected = {os.getpid(), zygote.pid}
+        self._expected = {os.getpid(), self._zygote.pid}
         self._settling = []
         self._looks = 0
         self._cleaner = 0
@@ -75,7 +75,7 @@ class Supervisor:
         if why:
             sys.stderr.write(f"hearth: {why}\n")
         for pid in [self._zygote.pid, *(child.pid for child in self._children.values())]:
-            processes.signal_group(pid, signal.SIGKILL)
+            processes.signal_group(pid, SIGKILL)
         os._exit(1 if why else 0)
 
     # -- frames from the executor
@@ -101,7 +101,7 @@ class Supervisor:
             raise frames.ProtocolError(f"a frame of type {kind} out of turn")
 
     def _greet(self, payload):
-        hello = json.loads(payload)
+        hello = hearth_json.loads(payload)
         if hello.get("protocol") != frames.PROTOCOL:
             raise frames.ProtocolError("another protocol")
         if self._keyed:
@@ -109,13 +109,13 @@ class Supervisor:
         self._greeted = True
         version = "%d.%d.%d" % sys.version_info[:3]
         answer = {"protocol": frames.PROTOCOL, "runtime": "python", "version": version, "pid": os.getpid()}
-        self._link.send(frames.encode(frames.HELLO, json.dumps(answer).encode()))
+        self._link.send(frames.encode(frames.HELLO, hearth_json.dumps(answer)))
 
     def _load(self, payload):
         if self._spec is not None:
             raise frames.ProtocolError("a second load")
         self._spec = payload
-        spec = json.loads(payload)
+        spec = hearth_json.loads(payload)
         self._once = spec["isolation"] != "reuse"
         self._fresh = spec["isolation"] == "fresh"
         self._concurrency = int(spec.get("concurrency", 1))
@@ -130,7 +130,7 @@ class Supervisor:
         if flags & frames.END:
             spec = os.memfd_create("spec", os.MFD_CLOEXEC)
             _write_all(spec, self._spec)
-            socket.send_fds(self._zygote.control, [b"L"], [spec, self._code])
+            send_fds(self._zygote.control, b"L", spec, self._code)
             os.close(spec)
             os.close(self._code)
             self._code, self._spec = None, b""
@@ -181,19 +181,19 @@ class Supervisor:
         if call is None or call.stopping or call.final is not None:
             return
         call.stopping = True
-        call.grace_s = json.loads(payload)["grace_ms"] / 1000
+        call.grace_s = hearth_json.loads(payload)["grace_ms"] / 1000
         self._terminate(call)
 
     def _terminate(self, call):
         child = call.child
         if not child.pid:
             return  # comes back when the zygote has told the pid
-        processes.signal_group(child.pid, signal.SIGTERM)
+        processes.signal_group(child.pid, SIGTERM)
         self._loop.later(call.grace_s, lambda: self._kill(child))
 
     def _kill(self, child):
         if child.ended is None and child.pid:
-            processes.signal_group(child.pid, signal.SIGKILL)
+            processes.signal_group(child.pid, SIGKILL)
 
     # -- frames from and to children
 
@@ -357,7 +357,7 @@ class Supervisor:
             elif not self._calls and not processes.empty(self._folders.emptied):
                 self._clean_apart()
                 return
-        payload = b"" if self._spent is None else json.dumps({"spent": self._spent}).encode()
+        payload = b"" if self._spent is None else hearth_json.dumps({"spent": self._spent})
         for number in self._settling:
             self._link.send(frames.encode(frames.SETTLED, payload, number))
         self._settling = []
@@ -382,20 +382,20 @@ class Supervisor:
             self._settle()
 
         self._loop.reading(watch, ended)
-        self._loop.later(CLEAN_S_MAX, lambda: self._cleaner == pid and os.kill(pid, signal.SIGKILL))
+        self._loop.later(CLEAN_S_MAX, lambda: self._cleaner == pid and os.kill(pid, SIGKILL))
 
     # -- children
 
     def _fork(self):
         """Ask the zygote for a child."""
-        mine, its = socket.socketpair()
+        mine, its = socketpair()
         out, out_w = os.pipe()
         err, err_w = os.pipe()
         self._tokens += 1
         child = self._children[self._tokens] = Child(self._tokens, mine, out, err)
         self._forking += 1
         try:
-            socket.send_fds(self._zygote.control, [FORK.pack(ord("F"), child.token)], [its.fileno(), out_w, err_w])
+            send_fds(self._zygote.control, FORK.pack(ord("F"), child.token), its.fileno(), out_w, err_w)
         except OSError:
             self._spent = self._spent or "the zygote ended"
         its.close()
@@ -456,7 +456,7 @@ class Supervisor:
     def _zygote_loaded(self, answer):
         for fd, stream in self._zygote.pipes.items():
             self._drain(fd, stream, self._load_call)
-        if json.loads(answer)["ok"]:
+        if hearth_json.loads(answer)["ok"]:
             self._loaded = True
             # What the code started while it was imported is part of it, and stays as long as the sandbox.
             self._expected.update(processes.leftovers(os.getpid(), self._expected, frozenset()))
@@ -470,7 +470,7 @@ class Supervisor:
             status = -1
         if not self._loaded:
             error = {"type": "Exited", "message": f"the import {ending(status)}", "traceback": ""}
-            self._zygote_loaded(json.dumps({"ok": False, "error": error}).encode())
+            self._zygote_loaded(hearth_json.dumps({"ok": False, "error": error}))
         self._spent = self._spent or "the zygote ended"
         self._forking = 0
         for child in list(self._children.values()):

@@ -4,10 +4,11 @@ What unpacking loads and what it leaves in memory ends with that process: every 
 each fork.
 """
 
-import json
 import os
-import socket
 import stat
+
+import hearth_json
+from hearth_sockets import receive_fds, send_fds, socketpair
 
 #: The same limits as at the gateway, which has checked the bundle first: here they keep a sandbox out of trouble.
 UNPACKED_BYTES_MAX = 250 * 1024 * 1024
@@ -23,7 +24,7 @@ class Unpacker:
     """Started while the sandbox has no code, so that it is ready when the code comes."""
 
     def __init__(self, folder, *not_its):
-        self._mine, its = socket.socketpair()
+        self._mine, its = socketpair()
         self._pid = os.fork()
         if self._pid:
             its.close()
@@ -38,12 +39,12 @@ class Unpacker:
 
     def unpack(self, code, bundle_fd):
         """The unpacked size in bytes. Raises `BadBundle`."""
-        socket.send_fds(self._mine, [json.dumps(code).encode()], [bundle_fd])
+        send_fds(self._mine, hearth_json.dumps(code), bundle_fd)
         os.close(bundle_fd)
         answer = self._mine.recv(65536)
         self._mine.close()
         os.waitpid(self._pid, 0)
-        answer = json.loads(answer) if answer else {"error": "the process that unpacks it ended: is it too large?"}
+        answer = hearth_json.loads(answer) if answer else {"error": "the process that unpacks it ended: is it too large?"}
         if "error" in answer:
             raise BadBundle(answer["error"])
         return answer["size"]
@@ -53,17 +54,17 @@ def _serve(control, folder):
     import tarfile  # noqa: F401, PLC0415 - loaded here alone, before anyone waits
     import zipfile  # noqa: F401, PLC0415
 
-    message, fds, _, _ = socket.recv_fds(control, 65536, 1, socket.MSG_CMSG_CLOEXEC)
+    message, fds = receive_fds(control, 65536)
     if not message:
         return
     try:
         with os.fdopen(fds[0], "rb") as bundle:
-            answer = {"size": unpack(bundle, json.loads(message), folder)}
+            answer = {"size": unpack(bundle, hearth_json.loads(message), folder)}
     except BadBundle as error:
         answer = {"error": str(error)}
     except Exception as error:  # noqa: BLE001 - whatever a broken archive makes the libraries raise
         answer = {"error": f"the bundle cannot be unpacked: {error}"[:1000]}
-    control.send(json.dumps(answer).encode())
+    control.send(hearth_json.dumps(answer))
 
 
 def unpack(bundle, code, folder):

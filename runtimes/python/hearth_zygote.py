@@ -4,10 +4,8 @@ It holds no link and no key. Once the code is imported it is as little to be tru
 """
 
 import gc
-import json
 import os
 import select
-import socket
 import struct
 import sys
 import time
@@ -15,14 +13,18 @@ import time
 import hearth_child
 import hearth_code
 import hearth_forks
+import hearth_json
 import hearth_result
 import hearth_unpack
+from hearth_sockets import receive_fds, socket
 
 PR_SET_DUMPABLE = 4
 #: Of all processes in a sandbox the kernel takes one running the function first when memory runs out, not the supervisor.
 OOM_SCORE = b"900"
 #: How often to look for ended children where the kernel has no pidfd, seconds.
 LOOK_EVERY_S = 0.005
+#: Where the control socket lies, after 0, 1 and 2.
+CONTROL = 3
 
 FORK = struct.Struct(">BI")
 FORKED = struct.Struct(">BII")
@@ -30,30 +32,30 @@ ENDED = struct.Struct(">BIiQI")
 
 
 def start(control_fd, out, err, folders, libc):
-    """Never returns while the sandbox lives."""
+    """Returns when the supervisor is gone."""
     try:
         _be_alone(control_fd, out, err)
         _prefer_for_oom(libc)
-        control = socket.socket(fileno=3)
+        control = socket(fileno=CONTROL)
         unpacker = hearth_unpack.Unpacker(folders.code, control)
-        kind, fds, _, _ = socket.recv_fds(control, 16, 2, socket.MSG_CMSG_CLOEXEC)
-        if kind != b"L":
+        message, fds = receive_fds(control, 16)
+        if message != b"L":
             return
-        spec = json.loads(_read_all(fds[0]))
-        handler = _load(control, spec, unpacker, fds[1], folders)
+        spec = hearth_json.loads(_read_all(fds[0]))
+        handler = _load(control, spec, unpacker, fds[1], folders, libc)
         if handler is not None:
-            _serve(control, hearth_child.Function(handler, spec, folders, libc))
+            _serve(control, hearth_child.Function(handler, spec, folders))
     except (KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
         pass
 
 
 def _be_alone(control_fd, out, err):
-    """Hold the control socket as 3, the null device as 0, two pipes as 1 and 2, and nothing else."""
+    """Hold the null device as 0, two pipes as 1 and 2, the control socket as 3, and nothing else."""
     null = os.open("/dev/null", os.O_RDONLY)
     high = [os.dup2(fd, 200 + at) for at, fd in enumerate((null, out, err, control_fd))]
     for at, fd in enumerate(high):
-        os.dup2(fd, at, inheritable=at < 3)
-    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+        os.dup2(fd, at, inheritable=at < CONTROL)
+    os.closerange(CONTROL + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def _prefer_for_oom(libc):
@@ -74,11 +76,11 @@ def _read_all(fd):
         return file.read()
 
 
-def _load(control, spec, unpacker, code_fd, folders):
+def _load(control, spec, unpacker, code_fd, folders, libc):
     """Unpack, import, and find the handler. What goes wrong is told with the user's frames only."""
     began = time.monotonic()
     sys.dont_write_bytecode = True
-    hearth_child.prepare_output()
+    hearth_child.prepare_output(libc)
     hearth_child.prepare_environment(spec, folders)
     hearth_forks.watch_hooks()
     try:
@@ -88,72 +90,78 @@ def _load(control, spec, unpacker, code_fd, folders):
         handler = hearth_code.find_handler(spec["handler"])
         hearth_child.prepare_for(handler)
     except BaseException as error:  # noqa: BLE001 - whatever the import raised, sys.exit included, is its answer
-        answer = {"ok": False, "error": hearth_result.describe(error)}
-        control.send(b"K" + json.dumps(answer).encode())
+        control.send(b"K" + hearth_json.dumps({"ok": False, "error": hearth_result.describe(error)}))
         return None
-    hearth_child.warm_up(spec)
-    gc.collect()
+    imported = time.monotonic()
+    hearth_child.rehearse(spec, hearth_child.REHEARSALS)
     gc.freeze()
-    ready = time.monotonic()
-    phases = {"unpack": (unpacked - began) * 1000, "import": (ready - unpacked) * 1000}
-    control.send(b"K" + json.dumps({"ok": True, "phases": phases, "code_bytes": size}).encode())
+    phases = {"unpack": (unpacked - began) * 1000, "import": (imported - unpacked) * 1000}
+    control.send(b"K" + hearth_json.dumps({"ok": True, "phases": phases, "code_bytes": size}))
     return handler
 
 
 def _serve(control, function):
+    """Few objects and few calls in here: after a fork every page that is written to is copied in this process too."""
     poll = select.epoll()
-    poll.register(control.fileno(), select.EPOLLIN)
+    wait, add, remove = poll.poll, poll.register, poll.unregister
+    poll_fd = poll.fileno()
+    fork, pidfd_open, close, send = os.fork, os.pidfd_open, os.close, control.send
+    add(CONTROL, 1)
     watched = {}
     unwatched = {}
     while True:
-        for fd, _ in poll.poll(LOOK_EVERY_S if unwatched else -1):
-            if fd in watched:
+        for fd, _ in wait(LOOK_EVERY_S if unwatched else -1):
+            if fd != CONTROL:
                 token, pid = watched.pop(fd)
-                poll.unregister(fd)
-                os.close(fd)
-                _tell_ended(control, token, pid, 0)
+                remove(fd)
+                close(fd)
+                _tell_ended(send, token, pid, 0)
                 continue
-            message, fds, _, _ = socket.recv_fds(control, 16, 3, socket.MSG_CMSG_CLOEXEC)
+            message, fds = receive_fds(control, 16)
             if not message:
                 return
-            _, token = FORK.unpack(message)
+            token = FORK.unpack(message)[1]
             try:
-                pid = os.fork()
+                pid = fork()
             except OSError:
-                pid = -1
-            if pid == 0:
+                pid = 0
+                forked = False
+            else:
+                forked = True
+            if forked and not pid:
                 try:
-                    poll.close()
-                    control.close()
+                    close(CONTROL)
+                    close(poll_fd)
                     for pidfd in watched:
-                        os.close(pidfd)
+                        close(pidfd)
                     hearth_forks.in_child()
                     hearth_child.run(function, *fds)
                 finally:
                     os._exit(0)
             for taken in fds:
-                os.close(taken)
-            control.send(FORKED.pack(ord("P"), token, max(pid, 0)))
-            if pid > 0:
+                close(taken)
+            send(FORKED.pack(80, token, pid))  # P
+            if pid:
                 try:
-                    pidfd = os.pidfd_open(pid)
+                    pidfd = pidfd_open(pid)
                 except OSError:
                     unwatched[pid] = token
                 else:
                     watched[pidfd] = (token, pid)
-                    poll.register(pidfd, select.EPOLLIN)
-        for pid in list(unwatched):
-            if _tell_ended(control, unwatched[pid], pid, os.WNOHANG):
-                del unwatched[pid]
+                    add(pidfd, 1)
+        if unwatched:
+            for pid in list(unwatched):
+                if _tell_ended(send, unwatched[pid], pid, os.WNOHANG):
+                    del unwatched[pid]
 
 
-def _tell_ended(control, token, pid, options):
+def _tell_ended(send, token, pid, options):
     try:
         ended, status, usage = os.wait4(pid, options)
     except ChildProcessError:
-        ended, status, usage = pid, 0, None  # code imported here has waited for it
+        ended, status, usage = pid, 0, None  # code that was imported here has waited for it
     if not ended:
         return False
     cpu_us = int((usage.ru_utime + usage.ru_stime) * 1e6) if usage else 0
-    control.send(ENDED.pack(ord("D"), token, status, cpu_us, usage.ru_maxrss if usage else 0))
+    send(ENDED.pack(68, token, status, cpu_us, usage.ru_maxrss if usage else 0))  # D
     return True
