@@ -16,10 +16,11 @@ def cold_start(tracer: Tracer, under: Context, *, began: float, ended: float, ph
     """The phases follow one another and end with the cold start; what lies before them is the wait for a sandbox."""
     at = under.child()
     tracer.span(at, "cold start", parent=under.span_id, start=began, end=ended)
-    start = ended - sum(phases_ms.values()) / 1000
+    start = max(began, ended - sum(phases_ms.values()) / 1000)
     for name, ms in phases_ms.items():
-        tracer.span(at.child(), f"cold: {name}", parent=at.span_id, start=start, end=start + ms / 1000)
-        start += ms / 1000
+        end = min(ended, start + ms / 1000)
+        tracer.span(at.child(), f"cold: {name}", parent=at.span_id, start=start, end=end)
+        start = end
 
 
 def function(

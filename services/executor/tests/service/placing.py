@@ -170,6 +170,7 @@ async def executor(
         loop = asyncio.get_running_loop()
         await service.start(lambda work, name: loop.create_task(work, name=name))
         try:
+            await until(lambda: running.capacity)  # by then the broker knows its subscriptions
             yield running
         finally:
             await service.executor.disown()
