@@ -181,9 +181,8 @@ def test_in_the_foreground_a_signal_stops_all(data: DataDir) -> None:
     assert containers(data.platform()) == []
 
 
+@pytest.mark.docker
 def test_a_function_is_written_deployed_called_and_looked_up(data: DataDir, tmp_path: Path) -> None:
-    if not engine.inspect_engine().ready:
-        pytest.skip("functions in containers need an engine")
     with up(data):
         where = ("--data", str(data.root))
         assert hearth("new", "greet", "--in", str(tmp_path)).returncode == 0

@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import threading
 from pathlib import Path
 
 from hearth_cli import terminal
@@ -48,27 +47,36 @@ def _detached(plan: Plan, off: list[str]) -> None:
 
 def _foreground(plan: Plan, off: list[str]) -> None:
     """This process is the supervisor. A thread watches for readiness, as `--detach` does from outside."""
-
-    def watch() -> None:
-        try:
-            with terminal.step("starting the broker and the services") as step:
-                platform.wait_ready(plan, starting=lambda names: step(", ".join(names)))
-            _welcome(plan, off, detached=False)
-        except CommandError as error:
-            if is_locked(plan.data.lock):
-                terminal.show_error(error)
+    failures: list[CommandError] = []
 
     async def main() -> None:
-        stop = asyncio.Event()
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await supervise.supervise(plan, stop=stop)
+            loop.add_signal_handler(number, stop.set)
 
-    threading.Thread(target=watch, name="ready", daemon=True).start()
+        def watch() -> None:
+            try:
+                with terminal.step("starting the broker and the services") as step:
+                    platform.wait_ready(plan, starting=lambda names: step(", ".join(names)), given_up=stop.is_set)
+                _welcome(plan, off, detached=False)
+            except CommandError as error:
+                if not stop.is_set():
+                    failures.append(error)
+                    loop.call_soon_threadsafe(stop.set)
+
+        watching = asyncio.create_task(asyncio.to_thread(watch), name="ready")
+        try:
+            await supervise.supervise(plan, stop=stop)
+        finally:
+            stop.set()
+            await watching
+
     asyncio.run(main())
     platform.remove_containers(plan.data)
     own_engine.end(plan.data)
     terminal.note("stopped")
+    if failures:
+        raise failures[0]
 
 
 def _welcome(plan: Plan, off: list[str], *, detached: bool) -> None:

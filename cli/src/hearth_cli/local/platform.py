@@ -84,7 +84,13 @@ def start_detached(plan: Plan) -> None:
         )
 
 
-def wait_ready(plan: Plan, *, starting: Callable[[list[str]], None], within_s: float = READY_S_MAX) -> None:
+def wait_ready(
+    plan: Plan,
+    *,
+    starting: Callable[[list[str]], None],
+    given_up: Callable[[], bool] = lambda: False,
+    within_s: float = READY_S_MAX,
+) -> None:
     """Return when every process is ready and the gateway counts every executor; `starting` hears who is not yet."""
     began, late = time.monotonic(), list[str]()
     while time.monotonic() - began < within_s:
@@ -100,6 +106,8 @@ def wait_ready(plan: Plan, *, starting: Callable[[list[str]], None], within_s: f
             late = ["the fleet"] if executors_alive(system(plan.address, plan.data)) < plan.options.executors else []
             if not late:
                 return
+        if given_up():
+            raise StartFailed("Stopped while starting.")
         starting(late)
         time.sleep(_POLL_S)
     raise StartFailed(f"Not ready after {within_s:g} s: {', '.join(late)}.", detail=_tails(plan, late))
