@@ -35,6 +35,8 @@ class Contract:
     """What a producer may publish on, where that is narrower than `subject`."""
     own_listen: str = ""
     """What a listener may subscribe to, where that is narrower than `subject`."""
+    answer: type[calls.Meta] | None = None
+    """What a request is answered with."""
 
     @property
     def label(self) -> str:
@@ -79,7 +81,7 @@ OBJECT_BODY: Final = Contract("object", 1, objects.ObjectMeta, subjects.objects_
 OBJECT_CODE: Final = Contract("code-object", 1, objects.ObjectMeta, subjects.objects_in("code"), streams.OBJECTS_CODE,
     (GATEWAY,), readers=(GATEWAY, EXECUTOR, PERSISTER), body="a chunk")  # fmt: skip
 CONTROL: Final = Contract("control", 1, fleet.Control, subjects.CONTROL_ALL, None, (GATEWAY, SCHEDULER),
-    listeners=(EXECUTOR,), own_listen=f"{subjects.PREFIX}.control.{{instance}}")  # fmt: skip
+    listeners=(EXECUTOR,), own_listen=f"{subjects.PREFIX}.control.{{instance}}", answer=fleet.ControlDone)  # fmt: skip
 DEPTHS: Final = Contract("depths", 1, calls.Depths, subjects.DEPTHS_ALL, None, (SCHEDULER,), listeners=(GATEWAY,),
     own_subject=f"{subjects.PREFIX}.depths.{{instance}}")  # fmt: skip
 PRESENCE: Final = Contract("presence", 1, fleet.Presence, subjects.PRESENCE_ALL, None, SERVICES, listeners=(GATEWAY,),
@@ -89,8 +91,9 @@ CHUNK: Final = Contract("chunk", 1, calls.LogChunk, subjects.CHUNKS_ALL, None, (
     body="a streamed piece of a result", own_listen=f"{subjects.PREFIX}.chunks.{{instance}}.*")  # fmt: skip
 
 MOVED: Final = Contract("moved", 1, calls.Moved, subjects.MOVED_ALL, None, (SCHEDULER, GATEWAY), listeners=(GATEWAY,),
-    own_listen=f"{subjects.PREFIX}.moved.{{instance}}")  # fmt: skip
-ARCHIVE: Final = Contract("archive", 1, calls.ArchiveQuery, subjects.ARCHIVE, None, (GATEWAY,), listeners=(PERSISTER,))
+    own_listen=f"{subjects.PREFIX}.moved.{{instance}}", answer=calls.MovedAnswer)  # fmt: skip
+ARCHIVE: Final = Contract("archive", 1, calls.ArchiveQuery, subjects.ARCHIVE, None, (GATEWAY,), listeners=(PERSISTER,),
+    answer=calls.Record)  # fmt: skip
 
 CONTRACTS: Final = (CALL, JOB, RUN, RUN_SYNC, OUTCOME, OUTCOME_SYNC, RECORD, REPLY, STATE, LOG, CAPACITY, AI_REQUEST,
     AI_TOKENS, DEAD, SPANS, EVENT, OBJECT_BODY, OBJECT_CODE, CONTROL, DEPTHS, PRESENCE, INVOKE, CHUNK,
