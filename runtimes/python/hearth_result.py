@@ -231,7 +231,7 @@ def _traceback(error, frame):
     sys.stderr = printed = io.StringIO()
     sys.tracebacklimit = TRACEBACK_FRAMES_MAX
     try:
-        sys.__excepthook__(type(error), error, frame)
+        sys.__excepthook__(type(error), error.with_traceback(frame), frame)
     finally:
         sys.stderr = stderr
         if limit is None:

@@ -130,6 +130,11 @@ class Heard:
         return CallEvents(log=self.log, emit=self.emit, large_result=self.large_result)
 
 
+@pytest.fixture
+def make_heard() -> type[Heard]:
+    return Heard
+
+
 class Function:
     """A loaded sandbox with a short way to call it."""
 
