@@ -122,7 +122,9 @@ def test_version_1_writes_limits_in_an_order_the_kernel_takes(v1, tmp_path, monk
     """Memory and swap together may never be below memory alone: growing begins with the sum, shrinking with memory."""
     order = []
     pwrite = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: order.append((os.readlink(f"/proc/self/fd/{fd}"), data)) or pwrite(fd, data, at))
+    monkeypatch.setattr(
+        os, "pwrite", lambda fd, data, at: order.append((os.readlink(f"/proc/self/fd/{fd}"), data)) or pwrite(fd, data, at)
+    )
     for memory in (268435456, 100000000):
         order.clear()
         assert v1.set_limits(Limits(memory_bytes=memory, cpus=0.5, pids=32))

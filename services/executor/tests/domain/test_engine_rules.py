@@ -44,7 +44,14 @@ def test_a_probe_that_was_given_up_lets_the_next_one_through():
 
 @pytest.mark.parametrize(
     ("text", "numbers"),
-    [("20.10.24+dfsg1", (20, 10, 24)), ("1.1.5+ds1", (1, 1, 5)), ("v29.7.1", (29, 7, 1)), ("", ()), ("dev", ()), ("1.2.0-rc.1", (1, 2, 0))],
+    [
+        ("20.10.24+dfsg1", (20, 10, 24)),
+        ("1.1.5+ds1", (1, 1, 5)),
+        ("v29.7.1", (29, 7, 1)),
+        ("", ()),
+        ("dev", ()),
+        ("1.2.0-rc.1", (1, 2, 0)),
+    ],
 )
 def test_versions_are_read_by_their_leading_numbers(text, numbers):
     assert engine_versions.version(text) == numbers

@@ -145,9 +145,7 @@ def test_a_plan_never_exceeds_the_budget_nor_lets_go_for_nothing(small, big, idl
     shelves = {SMALL: small, BIG: big}
     generic_mb = small.idle * 128 + big.idle * 512
     used = busy_mb + generic_mb + sum(unit.cost_mb for unit in idle)
-    made = plan(
-        shelves, idle=idle, protected={"acme.f.1": kept}, used_mb=used, units=len(idle), memory_budget_mb=budget_mb
-    )
+    made = plan(shelves, idle=idle, protected={"acme.f.1": kept}, used_mb=used, units=len(idle), memory_budget_mb=budget_mb)
     freed = sum(unit.cost_mb for unit in idle if unit.id in made.evict) + sum(shelf.class_mb for shelf in made.destroy_generic)
     added = sum(shelf.class_mb for shelf in made.create)
     assert not made.create or used + added - freed <= budget_mb
