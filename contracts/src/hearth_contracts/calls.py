@@ -53,6 +53,8 @@ class Call(Meta):
     attempt: int = 1
     placement: int = 0
     """How often this attempt was placed before."""
+    losses: int = 0
+    """How many executors have died while they had it."""
     depth: int = 0
     parent: str = ""
     """The job that called this one."""
