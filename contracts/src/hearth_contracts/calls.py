@@ -54,6 +54,8 @@ class Call(Meta):
     placement: int = 0
     """How often this attempt was placed before."""
     losses: int = 0
+    """How many executors died with it after its last attempt had begun."""
+    losses: int = 0
     """How many executors have died while they had it."""
     depth: int = 0
     parent: str = ""

@@ -50,10 +50,10 @@ RUN: Final = Contract("run", 1, calls.Run, subjects.RUNS_ALL, streams.RUNS, (SCH
     readers=(SCHEDULER, GATEWAY), body="input")  # fmt: skip
 RUN_SYNC: Final = Contract("run-sync", 1, calls.Run, subjects.RUNS_SYNC_ALL, streams.RUNS_SYNC, (SCHEDULER,),
     readers=(SCHEDULER, GATEWAY), body="input")  # fmt: skip
-OUTCOME: Final = Contract("outcome", 1, calls.Outcome, subjects.OUTCOMES_ALL, streams.OUTCOMES, (EXECUTOR,),
-    readers=(GATEWAY,), body="input")  # fmt: skip
+OUTCOME: Final = Contract("outcome", 1, calls.Outcome, subjects.OUTCOMES_ALL, streams.OUTCOMES,
+    (EXECUTOR, SCHEDULER), readers=(GATEWAY, SCHEDULER), body="input")  # fmt: skip
 OUTCOME_SYNC: Final = Contract("outcome-sync", 1, calls.Outcome, subjects.OUTCOMES_SYNC_ALL, streams.OUTCOMES_SYNC,
-    (EXECUTOR,), body="input")  # fmt: skip
+    (EXECUTOR, SCHEDULER), readers=(SCHEDULER,), body="input")  # fmt: skip
 RECORD: Final = Contract("record", 1, calls.Record, subjects.RECORDS_ALL, streams.RECORDS, (EXECUTOR, SCHEDULER, GATEWAY),
     listeners=(GATEWAY, SCHEDULER), readers=(GATEWAY, SCHEDULER, EXECUTOR, PERSISTER), body="input, result, log")  # fmt: skip
 REPLY: Final = Contract("reply", 1, calls.Reply, subjects.REPLIES_ALL, streams.REPLIES, (EXECUTOR, SCHEDULER),
