@@ -43,7 +43,9 @@ def run(workspace: Path, name: str) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     # The editable members of this environment would win over the workspace's packages otherwise.
     if "lint-imports" in command[0]:
-        script = f"import sys; sys.path[:0] = {paths!r}; from importlinter.cli import lint_imports_command; lint_imports_command()"
+        script = (
+            f"import sys; sys.path[:0] = {paths!r}; from importlinter.cli import lint_imports_command; lint_imports_command()"
+        )
         command = [sys.executable, "-c", script, *command[1:]]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
@@ -81,7 +83,9 @@ def test_it_bites(workspace: Path, name: str, file: str, text: str) -> None:
 
 def test_every_member_is_checked() -> None:
     members = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["workspace"]["members"]
-    folders = {str(path.relative_to(ROOT)) for pattern in members for path in ROOT.glob(pattern) if (path / "pyproject.toml").exists()}
+    folders = {
+        str(path.relative_to(ROOT)) for pattern in members for path in ROOT.glob(pattern) if (path / "pyproject.toml").exists()
+    }
     checked = {one[0].split()[2] for one in check.commands(ROOT) if one[0].startswith("dependencies")}
     assert checked == folders
 

@@ -76,6 +76,16 @@ class Gateway:
             raise refusal(answer)
         return answer
 
+    def stream(self, path: str) -> Iterator[bytes]:
+        """An answer's body in whole lines as they come, until it ends."""
+        connection, response = self._send("GET", path, None, {})
+        try:
+            if response.status >= 400:
+                raise refusal(Answer(response.status, dict(response.getheaders()), response.read()))
+            yield from response
+        finally:
+            connection.close()
+
     def events(
         self, method: str, path: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> Iterator[Event]:

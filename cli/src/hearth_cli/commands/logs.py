@@ -31,14 +31,10 @@ def run(target: str, told: Path | None, *, follow: bool, url: str, key: str) -> 
 
 
 def _job(gateway: Gateway, job: str, *, follow: bool) -> None:
-    if not follow:
-        sys.stdout.write(terminal.plain(gateway.ask("GET", f"/v1/jobs/{job}/logs").body.decode(errors="replace")))
-        return
-    for event in gateway.events("GET", f"/v1/jobs/{job}/events"):
-        if event.name == "log":
-            terminal.out(terminal.plain(event.data))
-        elif event.name == "result":
-            return
+    """What a call printed so far; with `follow`, until it ends."""
+    for chunk in gateway.stream(f"/v1/jobs/{job}/logs?follow={int(follow)}"):
+        sys.stdout.write(terminal.plain(chunk.decode(errors="replace")))
+        sys.stdout.flush()
 
 
 def _function(gateway: Gateway, name: str) -> None:

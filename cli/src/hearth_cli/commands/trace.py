@@ -7,6 +7,7 @@ from hearth_cli import terminal
 from hearth_cli.client import Gateway
 
 WIDTH: Final = 48
+NAME_WIDTH: Final = 52
 
 
 def run(job: str, told: Path | None, *, url: str, key: str, as_json: bool) -> None:
@@ -22,42 +23,26 @@ def run(job: str, told: Path | None, *, url: str, key: str, as_json: bool) -> No
 
 
 def waterfall(spans: list[dict[str, Any]]) -> list[str]:
-    """One line for each span, children under their parents, bars on one time axis. `start` is in seconds, or an ISO time."""
+    """One line for each span, children under their parents, bars on one time axis. Times are in seconds."""
     if not spans:
         return ["no span has arrived yet"]
-    starts = {id(span): _start_ms(span) for span in spans}
-    first = min(starts.values())
-    total_ms = max([0.001, *(starts[id(span)] - first + _length_ms(span) for span in spans)])
-    by_id = {span.get("id") or span.get("span_id"): span for span in spans}
-    children: dict[Any, list[dict[str, Any]]] = {}
+    first = min(span["start"] for span in spans)
+    total_s = max([1e-6, *(span["start"] - first + span["duration"] for span in spans)])
+    known = {span["span_id"] for span in spans}
+    children: dict[str | None, list[dict[str, Any]]] = {}
     for span in spans:
-        parent = span.get("parent")
-        children.setdefault(parent if parent in by_id else None, []).append(span)
+        children.setdefault(span.get("parent") if span.get("parent") in known else None, []).append(span)
     lines: list[str] = []
 
-    def draw(parent: Any, depth: int) -> None:
-        for span in sorted(children.get(parent, []), key=lambda one: starts[id(one)]):
-            offset = int((starts[id(span)] - first) / total_ms * WIDTH)
-            length = max(1, round(_length_ms(span) / total_ms * WIDTH))
-            bar = (" " * min(offset, WIDTH - 1) + "█" * length)[:WIDTH].ljust(WIDTH)
-            name = f"{'  ' * depth}{span.get('service', '')}: {span.get('name', '')}"
-            lines.append(f"{name[:52]:52} {bar} {_length_ms(span):9.2f} ms")
-            own = span.get("id") or span.get("span_id")
-            if own is not None:
-                draw(own, depth + 1)
+    def draw(parent: str | None, depth: int) -> None:
+        for span in sorted(children.get(parent, []), key=lambda one: one["start"]):
+            offset = min(int((span["start"] - first) / total_s * WIDTH), WIDTH - 1)
+            length = max(1, round(span["duration"] / total_s * WIDTH))
+            bar = (" " * offset + "█" * length)[:WIDTH].ljust(WIDTH)
+            name = f"{'  ' * depth}{span['service']}: {span['name']}"
+            failed = "  failed" if span.get("error") else ""
+            lines.append(f"{name[:NAME_WIDTH]:{NAME_WIDTH}} {bar} {span['duration'] * 1000:9.2f} ms{failed}")
+            draw(span["span_id"], depth + 1)
 
     draw(None, 0)
     return lines
-
-
-def _start_ms(span: dict[str, Any]) -> float:
-    start = span["start"]
-    if isinstance(start, str):
-        from datetime import datetime
-
-        return datetime.fromisoformat(start).timestamp() * 1000
-    return float(start) / 1e6 if start > 1e15 else float(start) * 1000
-
-
-def _length_ms(span: dict[str, Any]) -> float:
-    return float(span["duration_ms"] if "duration_ms" in span else span["duration"])
