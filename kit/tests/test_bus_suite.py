@@ -1,6 +1,8 @@
 """What every bus does. Each test runs on `MemoryBus` and on the real broker: services are tested on the first and run on
 the second."""
 
+import secrets
+
 import pytest
 
 from hearth_contracts import functions, streams, subjects
@@ -33,6 +35,11 @@ async def worker(world, *, name="w", stream="JOBS", **settings):
     return name
 
 
+def fresh_id():
+    """The broker remembers ids longer than a test lasts."""
+    return secrets.token_hex(8)
+
+
 class Inbox(list):
     """A handler that keeps what it gets, and may settle it."""
 
@@ -61,16 +68,18 @@ async def test_an_acknowledgement_names_stream_and_sequence(world):
 
 
 async def test_the_same_id_is_stored_once(world):
-    first = await world.bus.publish(JOB, b"1", msg_id="a")
-    again = await world.bus.publish(JOB, b"1", msg_id="a")
+    once = fresh_id()
+    first = await world.bus.publish(JOB, b"1", msg_id=once)
+    again = await world.bus.publish(JOB, b"1", msg_id=once)
     assert (again.duplicate, again.sequence) == (True, first.sequence)
     assert (await world.bus.stream_info("JOBS")).messages == 1
 
 
 async def test_the_same_id_on_another_subject_is_swallowed(world):
     """Deduplication is per stream: why a placement's id carries its number (DELIVERY rule 4)."""
-    await world.bus.publish(JOB, b"1", msg_id="a")
-    assert (await world.bus.publish(OTHER, b"2", msg_id="a")).duplicate
+    once = fresh_id()
+    await world.bus.publish(JOB, b"1", msg_id=once)
+    assert (await world.bus.publish(OTHER, b"2", msg_id=once)).duplicate
     assert await world.bus.get_last("JOBS", OTHER) is None
 
 

@@ -49,6 +49,7 @@ def for_service(service: str, instance: str) -> Permissions:
         if service in use.writers:
             publish.add(f"$KV.{use.bucket}.>")
     publish.update(_EXTRA_PUBLISH.get(service, ()))
+    subscribe.update(_EXTRA_SUBSCRIBE.get(service, ()))
     return Permissions(
         publish=tuple(sorted(publish)), subscribe=tuple(sorted(subscribe)), responses=service in _ANSWERERS
     )
@@ -88,6 +89,9 @@ def _consumer_admin(*names: str) -> tuple[str, ...]:
         )
     )
 
+
+#: A standby hears at once that a role was given back.
+_EXTRA_SUBSCRIBE: Final[dict[str, tuple[str, ...]]] = {registry.PERSISTER: ("$KV.LEASES.store.*",)}
 
 _EXTRA_PUBLISH: Final[dict[str, tuple[str, ...]]] = {
     # The scheduler alone makes and removes consumers of work, walks a dead executor's runs and remakes memory streams.

@@ -139,6 +139,11 @@ class Wire(Client):
             # A handler's bug must not end the read loop: the connection would look alive and never read again.
             _log.exception("a handler failed", extra={"subject": subject.decode(errors="replace")})
 
+    async def _send_ping(self, future: "asyncio.Future[bool] | None" = None) -> None:
+        # The library's ping overtakes what waits, so that its `flush` would answer for messages that were never sent.
+        self._kick()
+        await super()._send_ping(future)
+
     async def _process_pong(self) -> None:
         # The library sets the result of a flush that has given up, too: an exception that would end the read loop.
         self.heard_at = self._loop.time()
