@@ -1,0 +1,1 @@
+"""What the gateway keeps an eye on, on the bus."""

@@ -1,0 +1,1 @@
+"""Calls: admission, bodies, custody, answers."""

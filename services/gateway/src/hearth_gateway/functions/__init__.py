@@ -1,0 +1,1 @@
+"""Functions: what people upload, checked, stored and versioned."""

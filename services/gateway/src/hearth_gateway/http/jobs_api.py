@@ -1,0 +1,171 @@
+"""Routes of jobs: every call is addressable."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from hearth_contracts import names
+from hearth_contracts.calls import ArchiveQuery, Body
+from hearth_contracts.enums import State
+from hearth_contracts.errors import InvalidName as BadName
+from hearth_gateway.calls.answer import of_record
+from hearth_gateway.calls.bodies import AREA
+from hearth_gateway.calls.invoker import Invoker
+from hearth_gateway.domain import progress
+from hearth_gateway.errors import BadRequest, JobNotFinished, ResultGone
+from hearth_gateway.http import event_stream, results
+from hearth_gateway.http.routing import Ask, Endpoint, Parameter
+from hearth_gateway.http.sending import Receive, Scope, Send
+from hearth_gateway.jobs import events, replay, traces, view
+from hearth_gateway.jobs.cancel import Canceller
+from hearth_gateway.jobs.lookup import Found, Jobs
+from hearth_kit.clock import Clock
+from hearth_kit.objects import ObjectMissing, Objects
+from hearth_kit.tracing import Tracer
+
+#: A longer wait is a reconnect: proxies in between give up sooner than anybody here.
+WAIT_S_MAX = 600
+_REPLAY = "/v1/jobs/{job}/replay"
+
+
+@dataclass(slots=True, eq=False)
+class JobRoutes:
+    jobs: Jobs
+    canceller: Canceller
+    invoker: Invoker
+    objects: Objects
+    clock: Clock
+    tracer: Tracer
+    heartbeat_s: float
+
+    def endpoints(self) -> list[Endpoint]:
+        tag = "jobs"
+        gone = {404: "no such job"}
+        wait = Parameter("wait", f"seconds to wait for the end, at most {WAIT_S_MAX}", kind="number")
+        return [
+            Endpoint("GET", "/v1/jobs", self.history, "List jobs, newest first", tag, parameters=(
+                Parameter("function", "only of this function"), Parameter("state", "PENDING, PROCESSING, SUCCESS or FAILED"),
+                Parameter("since", "Unix seconds", kind="number"), Parameter("until", "Unix seconds", kind="number"),
+                Parameter("limit", "1 to 500", kind="integer"), Parameter("cursor", "next of the page before"))),
+            Endpoint("GET", "/v1/jobs/{job}", self.show, "A job's state, result and figures", tag, answers={200: "it", **gone},
+                parameters=(wait,)),
+            Endpoint("DELETE", "/v1/jobs/{job}", self.cancel, "Cancel a job", tag,
+                answers={200: "cancelled", 409: "it has ended already", **gone}),
+            Endpoint("GET", "/v1/jobs/{job}/events", self.events, "States, logs and the result as they come", tag,
+                answers={200: "an event stream", 204: "nothing comes after the final", **gone},
+                parameters=(Parameter("last-event-id", "where to go on", where="header"),)),
+            Endpoint("GET", "/v1/jobs/{job}/logs", self.logs, "What the function printed; live while it runs", tag,
+                answers={200: "text", **gone}, parameters=(Parameter("follow", "0: only what is there now"),)),
+            Endpoint("GET", "/v1/jobs/{job}/result", self.result, "The raw result", tag,
+                answers={200: "the result", 409: "it has not ended", **gone}, parameters=(wait,)),
+            Endpoint("GET", "/v1/jobs/{job}/outputs", self.outputs, "Output files", tag, answers={200: "their names", **gone}),
+            Endpoint("GET", "/v1/jobs/{job}/trace", self.trace, "The job's spans", tag, answers={200: "them", **gone}),
+            Endpoint("POST", _REPLAY, self.replay, "The same call again", tag, answers={202: "a new job", **gone}),
+        ]  # fmt: skip
+
+    async def _found(self, ask: Ask) -> Found:
+        found = await self.jobs.find(ask.tenant, ask.path("job"))
+        wait_s = ask.number("wait", 0, low=0, high=WAIT_S_MAX)
+        return await self.jobs.until_final(found, wait_s) if wait_s else found
+
+    async def history(self, ask: Ask) -> Response:
+        function = ask.query("function")
+        state = ask.query("state").upper()
+        try:
+            if function:
+                names.name("function", function)
+        except BadName as error:
+            raise BadRequest(str(error)) from error
+        if state and state not in State.__members__:
+            raise BadRequest(f"state is one of {', '.join(State)}")
+        query = ArchiveQuery(
+            tenant=ask.tenant, function=function, state=state, since=ask.number("since", 0, low=0, high=1e12),
+            until=ask.number("until", 0, low=0, high=1e12), limit=int(ask.number("limit", 50, low=1, high=500)),
+            cursor=ask.query("cursor")[:500],
+        )  # fmt: skip
+        return Response(await self.jobs.history(query), media_type="application/json")
+
+    async def show(self, ask: Ask) -> Response:
+        return JSONResponse(view.of(await self._found(ask)))
+
+    async def cancel(self, ask: Ask) -> Response:
+        record, body = await self.canceller.cancel(await self.jobs.find(ask.tenant, ask.path("job")))
+        return JSONResponse(view.of_record(record, body))
+
+    async def events(self, ask: Ask) -> Any:
+        cursor = progress.parse(ask.request.headers.get("last-event-id", ""))
+        found = await self.jobs.find(ask.tenant, ask.path("job"))
+        if cursor is None:
+            return Response(status_code=204)
+
+        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+            await event_stream.send_events(receive, send, self.jobs, found, cursor, heartbeat_s=self.heartbeat_s, headers=())
+
+        return respond
+
+    async def logs(self, ask: Ask) -> Response:
+        found = await self.jobs.find(ask.tenant, ask.path("job"))
+        kind = "text/plain; charset=utf-8"
+        if found.record is not None:
+            log = found.record.log
+            if log.object:
+                return StreamingResponse(await self._opened(log), media_type=kind)
+            return Response(found.record.parts(found.body)[2], media_type=kind)
+        if ask.query("follow", "1") == "0":
+            printed = [log.data async for log in events.logs_after(self.jobs, found.tenant, found.job, 0)]
+            return Response(b"".join(printed), media_type=kind)
+        return StreamingResponse(events.follow_log(self.jobs, found), media_type=kind)
+
+    async def _opened(self, body: Body) -> AsyncIterator[bytes]:
+        if await self.objects.head(AREA, body.object) is None:
+            raise ResultGone
+        return self.objects.read(AREA, body.object)
+
+    async def result(self, ask: Ask) -> Any:
+        found = await self._found(ask)
+        record, body = found.record, found.body
+        if record is None:
+            raise JobNotFinished
+        headers = ((b"x-hearth-job", found.job.encode()), (b"x-hearth-start", record.ending.start.value.encode()))
+        if record.ending.result.object and await self._missing(record.ending.result):
+            raise ResultGone
+
+        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+            await results.deliver(
+                receive, send, self.objects, of_record(record, body), headers, plain_http=False
+            )
+
+        return respond
+
+    async def _missing(self, body: Body) -> bool:
+        try:
+            return await self.objects.head(AREA, body.object) is None
+        except ObjectMissing:
+            return True
+
+    async def outputs(self, ask: Ask) -> Response:
+        await self.jobs.find(ask.tenant, ask.path("job"))
+        return JSONResponse({"outputs": []})
+
+    async def trace(self, ask: Ask) -> Response:
+        return JSONResponse(await traces.of(self.jobs, await self.jobs.find(ask.tenant, ask.path("job"))))
+
+    async def replay(self, ask: Ask) -> Response:
+        found = await self.jobs.find(ask.tenant, ask.path("job"))
+        started = self.clock.now()
+        above = self.tracer.root(ask.request.headers.get("traceparent", ""))
+        server = above.child()
+        job = await replay.replay(
+            found, invoker=self.invoker, objects=self.objects, clock=self.clock, caller=ask.caller.prefix, server=server
+        )
+        self.tracer.span(
+            server, f"POST {_REPLAY}", parent=above.span_id, start=started, end=self.clock.now(), kind="server",
+            attributes={"faas.invocation_id": job, "http.response.status_code": 202},
+        )  # fmt: skip
+        location = f"/v1/jobs/{job}"
+        headers = {"location": location, "x-hearth-job": job, "traceparent": server.header}
+        return JSONResponse({"job": job, "state": "PENDING", "location": location, "replay_of": found.job}, 202, headers)
+
+

@@ -1,0 +1,174 @@
+"""uvicorn's HTTP/1.1 protocol with limits on time and size, and on how a connection ends.
+
+Clients that stand still are found by one sweep a second over the connections, so that no request pays for a timer.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any, Final
+
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from hearth_gateway import metrics
+from hearth_gateway.errors import Problem
+
+_log = logging.getLogger(__name__)
+
+HEAD_BYTES_MAX: Final = 32 * 1024
+HEADERS_MAX: Final = 200
+#: What a client may go on sending after its answer, before the connection is cut: enough to let it read the answer.
+LATE_BYTES_MAX: Final = 4 * 1024 * 1024
+SWEEP_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    header_s_max: float
+    body_stall_s_max: float
+    write_stall_s_max: float
+
+
+def _refusal(problem: Problem) -> bytes:
+    body = problem.body()
+    reason = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
+    return (
+        f"HTTP/1.1 {problem.status} {reason[problem.status]}\r\ncontent-type: application/problem+json\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n"
+        + (f"retry-after: {problem.retry_after_s:.0f}\r\n" if problem.retry_after_s else "")
+        + "\r\n"
+    ).encode() + body
+
+
+_MALFORMED: Final = _refusal(Problem(400, "E_BAD_REQUEST", "This is not HTTP.", fix="send HTTP/1.1"))
+_HEAD_TOO_LARGE: Final = _refusal(
+    Problem(431, "E_HEADERS_TOO_LARGE", "The request's head is too large.", fix=f"send at most {HEAD_BYTES_MAX // 1024} KiB of headers")
+)
+_TOO_SLOW: Final = _refusal(Problem(408, "E_TOO_SLOW", "The request took too long to arrive.", fix="send it faster"))
+_TOO_MANY: Final = _refusal(
+    Problem(503, "E_OVERLOADED", "Too many connections are open.", fix="wait for Retry-After seconds", retry_after_s=1)
+)
+
+
+class HardenedProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    connections_max = 10_000
+
+    def __init__(self, config: Any, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._head_since = 0.0
+        """When the head that is being read began; 0 between requests."""
+        self._head_bytes = 0
+        self._read_at = 0.0
+        self._paused_at = 0.0
+        self._late_bytes = 0
+        self._refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().connection_made(transport)
+        self._head_since = self._read_at = self.loop.time()
+        if len(self.connections) > self.connections_max:
+            self._refuse(_TOO_MANY)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        now = self.loop.time()
+        self._read_at = now
+        if self._head_since:
+            self._head_bytes += len(data)
+        elif self.cycle is not None and not self.cycle.more_body:
+            self._head_since, self._head_bytes = now, len(data)  # the next request begins
+        super().data_received(data)
+        if self._head_since and self._head_bytes > HEAD_BYTES_MAX:
+            self._refuse(_HEAD_TOO_LARGE)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        if len(self.headers) > HEADERS_MAX:
+            self._refuse(_HEAD_TOO_LARGE)
+
+    def on_headers_complete(self) -> None:
+        self._head_since, self._head_bytes, self._late_bytes = 0.0, 0, 0
+        if not self._refused:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        cycle = self.cycle
+        if cycle is None or self._refused:
+            return
+        if cycle.response_complete:
+            self._late_bytes += len(body)
+            if self._late_bytes > LATE_BYTES_MAX:
+                self.transport.close()
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        cycle = self.cycle
+        if cycle is None or self._refused:
+            return
+        cycle.more_body = False
+        cycle.message_event.set()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(_MALFORMED)
+
+    def pause_writing(self) -> None:
+        self._paused_at = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._paused_at = 0.0
+        super().resume_writing()
+
+    def _refuse(self, answer: bytes) -> None:
+        if self._refused:
+            return
+        self._refused = True
+        cycle = self.cycle
+        answered = cycle is not None and cycle.response_started and (cycle.more_body or not cycle.response_complete)
+        if not answered:  # else another answer in the middle of the first would be read as part of it
+            self.transport.write(answer)
+        self.transport.close()
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing here upgrades; the request is answered as what it is, and a stranger fills no log."""
+
+    def check(self, now: float, limits: Limits) -> None:
+        """Called once a second."""
+        if self._paused_at and now - self._paused_at > limits.write_stall_s_max:
+            metrics.SLOW_CLIENTS.labels("reading").inc()
+            self.transport.abort()
+        elif self._head_since and now - self._head_since > limits.header_s_max:
+            metrics.SLOW_CLIENTS.labels("head").inc()
+            if self._head_bytes:
+                self._refuse(_TOO_SLOW)
+            else:
+                self.transport.close()  # opened, and nothing said
+        elif self._waits_for_body() and now - self._read_at > limits.body_stall_s_max:
+            metrics.SLOW_CLIENTS.labels("body").inc()
+            self._refuse(_TOO_SLOW)
+
+    def _waits_for_body(self) -> bool:
+        """A body that is not complete, while it is us who wait for it. (While reading is paused, the client waits for us.)"""
+        return self.cycle is not None and self.cycle.more_body and not self.flow.read_paused
+
+
+async def sweep(state: ServerState, limits: Limits) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        now = loop.time()
+        for connection in list(state.connections):
+            if isinstance(connection, HardenedProtocol):
+                connection.check(now, limits)

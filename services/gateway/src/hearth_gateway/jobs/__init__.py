@@ -1,0 +1,1 @@
+"""Jobs: looking a call up, watching it, ending it, repeating it."""
