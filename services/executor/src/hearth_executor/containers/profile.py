@@ -31,8 +31,9 @@ NOFILE_MAX = 1024
 
 RUNTIMES = ("runc", "runsc")
 
-#: What a function has no business reading, beyond the engine's own list.
+#: What a function has no business reading, beyond the engine's own list; and the message queues, which would outlive a call.
 MASKED = (
+    "/dev/mqueue",
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
