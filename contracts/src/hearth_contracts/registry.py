@@ -92,7 +92,7 @@ CHUNK: Final = Contract("chunk", 1, calls.LogChunk, subjects.CHUNKS_ALL, None, (
 
 MOVED: Final = Contract("moved", 1, calls.Moved, subjects.MOVED_ALL, None, (SCHEDULER, GATEWAY), listeners=(GATEWAY,),
     own_listen=f"{subjects.PREFIX}.moved.{{instance}}", answer=calls.MovedAnswer)  # fmt: skip
-ARCHIVE: Final = Contract("archive", 1, calls.ArchiveQuery, subjects.ARCHIVE, None, (GATEWAY,), listeners=(PERSISTER,),
+ARCHIVE: Final = Contract("archive", 1, calls.ArchiveQuery, subjects.ARCHIVE, None, (GATEWAY, SCHEDULER), listeners=(PERSISTER,),
     answer=calls.Record)  # fmt: skip
 
 CONTRACTS: Final = (CALL, JOB, RUN, RUN_SYNC, OUTCOME, OUTCOME_SYNC, RECORD, REPLY, STATE, LOG, CAPACITY, AI_REQUEST,

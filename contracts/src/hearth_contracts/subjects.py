@@ -43,6 +43,12 @@ def runs_of(executor: str, *, sync: bool) -> str:
     return f"{_subject('runs_sync' if sync else 'runs', executor)}.>"
 
 
+def run_anywhere(job_id: str, *, sync: bool) -> str:
+    """A job's placement on whatever executor: for looking it up."""
+    lane = "runs_sync" if sync else "runs"
+    return f"{PREFIX}.{lane}.*.{names.job(job_id)}"
+
+
 RUNS_ALL: Final = f"{PREFIX}.runs.>"
 RUNS_SYNC_ALL: Final = f"{PREFIX}.runs_sync.>"
 
