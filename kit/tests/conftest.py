@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+import uvloop
 
 from hearth_kit.bus import Bus
 from hearth_kit.clock import ManualClock
@@ -16,6 +17,11 @@ from hearth_kit.pytest_plugin import Broker
 
 #: Nothing in a test takes longer on this machine, unless it is broken.
 DEADLINE_S = 8.0
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that the services run on."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 async def until(condition: Callable[[], Any], *, within_s: float = DEADLINE_S) -> None:

@@ -295,8 +295,7 @@ class MemoryBus:
         return Stored(item.subject, item.sequence, item.at, Message(item.subject, "", _block(item.headers), item.body, self))
 
     async def get_last(self, stream: str, subject: str) -> Stored | None:
-        found = [item for item in self._stream(stream).items.values() if item.subject == subject]
-        return self._stored(found[-1] if found else None)
+        return self._stored(self._stream(stream).last(subject))
 
     async def get_at(self, stream: str, sequence: int) -> Stored | None:
         return self._stored(self._stream(stream).items.get(sequence))

@@ -45,7 +45,9 @@ class MemoryStream:
         self.items: dict[int, Item] = {}
         self.last_sequence = 0
         self.consumers: dict[str, MemoryConsumer] = {}
+        self.size = 0
         self._ids: dict[str, tuple[int, float]] = {}
+        self._of_subject: dict[str, dict[int, Item]] = {}
 
     def covers(self, subject: str) -> bool:
         return any(matches(pattern, subject) for pattern in self.config.subjects)
@@ -57,27 +59,35 @@ class MemoryStream:
         if message_id and message_id in self._ids:
             return self._ids[message_id][0], True
         expected = headers.get(EXPECTED_LAST)
-        same = [item for item in self.items.values() if item.subject == subject]
-        if expected is not None and int(expected) != (same[-1].sequence if same else 0):
-            raise errors.WrongLastSequence(f"{subject}: it is {same[-1].sequence if same else 0}")
+        last = self.last(subject)
+        if expected is not None and int(expected) != (last.sequence if last else 0):
+            raise errors.WrongLastSequence(f"{subject}: it is {last.sequence if last else 0}")
         ttl = headers.get(TTL, "")
         if ttl and not self.config.allow_ttl:
             raise errors.ApiError("this stream takes no time to live")
         expires_at = now + float(ttl.removesuffix("s")) if ttl else float("inf")
         item = Item(self.last_sequence + 1, subject, dict(headers), body, now, expires_at)
-        self._make_room(item, same)
+        self._make_room(item)
         self.last_sequence = item.sequence
         self.items[item.sequence] = item
+        self._of_subject.setdefault(subject, {})[item.sequence] = item
+        self.size += item.size
         if message_id:
             self._ids[message_id] = (item.sequence, now)
         return item.sequence, False
 
-    def _make_room(self, item: Item, same: list[Item]) -> None:
+    def last(self, subject: str) -> Item | None:
+        """The newest of one subject."""
+        same = self._of_subject.get(subject)
+        return same[next(reversed(same))] if same else None
+
+    def _make_room(self, item: Item) -> None:
         config = self.config
+        same = self._of_subject.get(item.subject, {})
         if 0 < config.max_msgs_per_subject <= len(same):
             if config.discard_new_per_subject:
                 raise errors.StreamFull(f"{item.subject} holds {len(same)}")
-            self.remove(same[0].sequence)
+            self.remove(next(iter(same)))
         while self._is_full(item):
             if config.discard == "new" or not self.items:
                 raise errors.StreamFull(config.name)
@@ -89,20 +99,20 @@ class MemoryStream:
             return True
         return config.max_bytes > 0 and self.size + item.size > config.max_bytes
 
-    @property
-    def size(self) -> int:
-        return sum(item.size for item in self.items.values())
-
     def remove(self, sequence: int) -> None:
-        self.items.pop(sequence, None)
+        item = self.items.pop(sequence, None)
+        if item is not None:
+            self.size -= item.size
+            del self._of_subject[item.subject][sequence]
         for consumer in self.consumers.values():
             consumer.forget(sequence)
 
     def forget(self, now: float) -> None:
         """What has grown too old."""
-        oldest = now - self.config.max_age_s if self.config.max_age_s else float("-inf")
-        for sequence in [item.sequence for item in self.items.values() if item.expires_at <= now or item.at <= oldest]:
-            self.remove(sequence)
+        if self.config.max_age_s or self.config.allow_ttl:
+            oldest = now - self.config.max_age_s if self.config.max_age_s else float("-inf")
+            for sequence in [item.sequence for item in self.items.values() if item.expires_at <= now or item.at <= oldest]:
+                self.remove(sequence)
         known_since = now - self.config.duplicate_window_s
         self._ids = {key: value for key, value in self._ids.items() if value[1] > known_since}
 

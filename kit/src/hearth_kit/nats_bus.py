@@ -15,7 +15,7 @@ from hearth_kit.bus import Ack, Handler, Pump, Subscription, contract_headers
 from hearth_kit.jetstream import JetStream
 from hearth_kit.message import Message, encode_headers
 from hearth_kit.pump import PullPump
-from hearth_kit.wire import FLUSH_S, Wire
+from hearth_kit.wire import Wire
 
 _log = logging.getLogger(__name__)
 
@@ -86,11 +86,7 @@ class NatsBus(JetStream):
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
         await asyncio.gather(*(pump.stop() for pump in list(self._pumps)))
-        with contextlib.suppress(Exception):
-            if self._wire.is_connected:
-                await self._wire.flush(timeout=FLUSH_S)
-        if not self._wire.is_closed:
-            await self._wire.close()
+        await self._wire.end()
         for waiter in self._waiters.values():
             if not waiter.future.done():
                 waiter.future.set_exception(errors.NotConnected("the bus was closed"))

@@ -118,6 +118,19 @@ class Wire(Client):
         self._unsent_bytes = self._socket_bytes() if self.is_connected else 0
         return self._pending_data_size + self._unsent_bytes + size > BUFFER_BYTES_MAX
 
+    async def end(self) -> None:
+        """Send what waits, if there is somebody to send it to, and close."""
+        if self.is_connected:
+            with contextlib.suppress(Exception):
+                await self.flush(timeout=FLUSH_S)
+        else:
+            # The library would write it to the lost connection, and stop closing there.
+            self._pending = []
+            self._pending_data_size = 0
+        if not self.is_closed:
+            with contextlib.suppress(Exception):
+                await self.close()
+
     async def supervise(self) -> None:
         """Find the two ways in which the library stops for good without saying so, and end them."""
         if self.is_connected and self._reading_task is not None and self._reading_task.done():
