@@ -6,8 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,9 +15,11 @@ import pytest
 from hearth_contracts import names, streams, subjects
 from hearth_contracts.calls import Body, Ending, Failure, Record, Timings, Usage
 from hearth_contracts.enums import Lane, Reason, State
-from hearth_kit.nats_bus import NatsBus
+from hearth_kit.nats_bus import NatsBus, connect
 from hearth_kit.objects import Objects
+from hearth_kit.provision import provision
 from hearth_kit.pytest_plugin import Broker
+from hearth_persister import reading
 
 pytest_plugins = ["hearth_kit.pytest_plugin"]
 
@@ -46,7 +47,7 @@ class Records:
         tenant: str = "default",
         state: State = State.SUCCESS,
         at: float | None = None,
-        input: bytes = b'{"name":"ada"}',
+        given: bytes = b'{"name":"ada"}',
         result: bytes = b'"hello ada"',
         log: bytes = b"",
         large: dict[str, str] | None = None,
@@ -58,7 +59,7 @@ class Records:
         at = time.time() if at is None else at
         described = {
             part: Body(size=len(content), object=large.get(part, ""))
-            for part, content in (("input", input), ("result", result), ("log", log))
+            for part, content in (("input", given), ("result", result), ("log", log))
         }
         failed = state == State.FAILED
         record = Record(
@@ -70,7 +71,7 @@ class Records:
             ending=Ending(
                 state=state,
                 reason=Reason.ERROR if failed else None,
-                failure=Failure(type="ValueError", message="é\n\"no\"") if failed else None,
+                failure=Failure(type="ValueError", message='é\n"no"') if failed else None,
                 result=described["result"],
                 usage=Usage(wall_ms=1.5, cpu_ms=0.5, memory_peak_mb=20),
                 timings=Timings(submitted_at=at, placed_at=at, started_at=at, finished_at=at + 0.0015),
@@ -82,7 +83,7 @@ class Records:
             trace_id="0af7651916cd43dd8448eb211c80319c",
             recorded_at=at,
         )
-        parts = {"input": input, "result": result, "log": log}
+        parts = {"input": given, "result": result, "log": log}
         return record, b"".join(content for part, content in parts.items() if part not in large)
 
     async def publish(self, record: Record, body: bytes, *, traceparent: str = "") -> Published:
@@ -205,7 +206,9 @@ class Platform:
             "HEARTH_RETENTION_EVERY_S": "0.2",
         }
 
-    async def start(self, *stores: str, instance: str = "persister-1", env: dict[str, str] | None = None, ready: bool = True) -> Process:
+    async def start(
+        self, *stores: str, instance: str = "persister-1", env: dict[str, str] | None = None, ready: bool = True
+    ) -> Process:
         process = Process(
             await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "hearth_persister", stderr=asyncio.subprocess.PIPE, limit=2**20,
@@ -233,13 +236,15 @@ async def platform(bus: NatsBus, broker: Broker, tmp_path: Path) -> AsyncIterato
     await platform.end()
 
 
-Until = Callable[..., "asyncio.Future[None]"]
-
-
 async def until(condition: Callable[[], object], *, timeout_s: float = 30, what: str = "") -> None:
-    """Look again and again until it holds."""
+    """Look again and again until it holds. `condition` may be a coroutine function."""
     deadline = asyncio.get_running_loop().time() + timeout_s
-    while not condition():
+    while True:
+        found = condition()
+        if isinstance(found, Awaitable):
+            found = await found
+        if found:
+            return
         assert asyncio.get_running_loop().time() < deadline, f"never came true: {what or condition}"
         await asyncio.sleep(0.05)
 
@@ -247,3 +252,66 @@ async def until(condition: Callable[[], object], *, timeout_s: float = 30, what:
 @pytest.fixture(name="until")
 def until_fixture() -> object:
     return until
+
+
+class Stores:
+    """Asks the disk and the broker how far the stores are."""
+
+    def __init__(self, platform: Platform, bus: NatsBus) -> None:
+        self._platform = platform
+        self._bus = bus
+
+    def jobs(self, name: str = "local") -> list[str]:
+        """Every record on disk, twice if it is there twice."""
+        root = self._platform.store(name)
+        return [record.job for record in reading.read(root)] if root.is_dir() else []
+
+    async def settled(self, name: str = "local") -> int:
+        info = await self._bus.consumer_info("RECORDS", streams.store_consumer(name))
+        return 0 if info is None else info.ack_floor
+
+    async def complete(self, *names_: str, records: Records, timeout_s: float = 40) -> None:
+        """Wait until every store has settled everything that was published, then check every byte."""
+        last = max(published.sequence for published in records.published.values())
+        for name in names_ or ("local",):
+
+            async def settled(name: str = name) -> bool:
+                return await self.settled(name) >= last
+
+            await until(settled, timeout_s=timeout_s, what=f"store {name} has settled {last}")
+        self.check(*names_, records=records)
+
+    def check(self, *names_: str, records: Records) -> None:
+        found = {name: reading.inspect(self._platform.store(name)) for name in names_ or ("local",)}
+        wanted = {job for job, published in records.published.items() if published.record.persist}
+        for name, findings in found.items():
+            assert findings.clean, (name, findings.twice, findings.corrupt, findings.missing, findings.gaps)
+            assert findings.fingerprints.keys() == wanted, name
+        prints = [findings.fingerprints for findings in found.values()]
+        assert all(one == prints[0] for one in prints)
+
+
+@pytest.fixture
+def stores(platform: Platform, bus: NatsBus) -> Stores:
+    return Stores(platform, bus)
+
+
+@dataclass
+class Own:
+    """Everything on a broker that this test may kill."""
+
+    broker: Broker
+    bus: NatsBus
+    platform: Platform
+    records: Records
+    stores: Stores
+
+
+@pytest.fixture
+async def own(own_broker: Broker, tmp_path: Path) -> AsyncIterator[Own]:
+    async with connect(url=own_broker.url, instance="test") as bus:
+        await provision(bus)
+        platform = Platform(own_broker, tmp_path / "own")
+        platform.folder.mkdir()
+        yield Own(own_broker, bus, platform, Records(bus), Stores(platform, bus))
+        await platform.end()

@@ -2,14 +2,12 @@
 
 import sys
 
-import uvloop
-
 from hearth_kit import lifecycle
 from hearth_persister.app import forget, serve
 from hearth_persister.config import Settings
 
 if __name__ == "__main__":
     if len(sys.argv) == 3 and sys.argv[1] == "forget":
-        uvloop.run(forget(Settings(), sys.argv[2]))
+        lifecycle.main(lambda settings: forget(settings, sys.argv[2]), Settings)
     else:
         lifecycle.main(serve, Settings)

@@ -26,6 +26,7 @@ from hearth_persister.copies import Copier
 from hearth_persister.domain.batching import Limits
 from hearth_persister.failpoints import Failpoints
 from hearth_persister.retention import Retention
+from hearth_persister.segments import Encoder
 from hearth_persister.service import Line, LineSettings
 
 _log = logging.getLogger(__name__)
@@ -39,9 +40,7 @@ HELD_BYTES_MAX: Final = 32 * 1024 * 1024
 async def serve(settings: Settings) -> None:
     """Run until SIGTERM."""
     async with lifecycle.running(settings, service=registry.PERSISTER) as life, contextlib.AsyncExitStack() as stack:
-        encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
-        stack.callback(encoder.shutdown, wait=False)
-        lines = await _lines(settings, life, encoder, stack)
+        lines = await _lines(settings, life, stack)
         archive = Archive(lines=lines, objects=Objects(life.bus))
         answers = Background("archive")
 
@@ -70,7 +69,7 @@ async def serve(settings: Settings) -> None:
             task.cancel()
 
 
-async def _lines(settings: Settings, life: Life, encoder: ThreadPoolExecutor, stack: contextlib.AsyncExitStack) -> list[Line]:
+async def _lines(settings: Settings, life: Life, stack: contextlib.AsyncExitStack) -> list[Line]:
     folders = settings.folders()
     limits = Limits(
         bytes_max=settings.segment_bytes_max,
@@ -86,6 +85,9 @@ async def _lines(settings: Settings, life: Life, encoder: ThreadPoolExecutor, st
         retry_s_max=settings.store_retry_s_max,
     )
     failpoints = Failpoints(settings.failpoint)
+    thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
+    stack.callback(thread.shutdown, wait=False)
+    encoder = Encoder(thread, stores=len(folders))
     lines: list[Line] = []
     for name, path in folders.items():
         store = FolderStore(name, path)

@@ -13,7 +13,6 @@ import hashlib
 import logging
 import sqlite3
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,6 +34,7 @@ from hearth_persister.errors import Overtaken, PersisterError, SegmentCorrupt
 from hearth_persister.failpoints import Failpoints
 from hearth_persister.intake import Intake
 from hearth_persister.ports import Exists, ObjectStore
+from hearth_persister.segments import Encoder
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Line:
         clock: Clock,
         settings: LineSettings,
         failpoints: Failpoints,
-        encoder: Executor,
+        encoder: Encoder,
         changed: Callable[[], None],
     ) -> None:
         self.store = store
@@ -336,7 +336,7 @@ class Line:
         """What is no record is kept whole, for a person to look at, and holds nothing up."""
         odd = intake.aside[0]
         content = f"{odd.subject}\n{odd.headers}\n\n".encode(errors="replace") + odd.body
-        digest = await asyncio.get_running_loop().run_in_executor(self._encoder, _sha256, content)
+        digest = hashlib.sha256(content).hexdigest()
         await self.store.put_new(object_key.undecodable(self.epoch, odd.sequence), content, sha256=digest)
         intake.aside.popleft()
 
@@ -346,9 +346,8 @@ class Line:
         if not entries and batch.cause != "records":
             return  # nothing to keep: the next segment begins where this one would have
         bodies = await self._copier.copy_all(entries)
-        encoded = await asyncio.get_running_loop().run_in_executor(
-            self._encoder,
-            lambda: segment.encode(epoch=self.epoch, first=self.stored + 1, last=batch.last, entries=entries, bodies=bodies),
+        encoded = await self._encoder.encode(
+            epoch=self.epoch, first=self.stored + 1, last=batch.last, entries=entries, bodies=bodies
         )
         key = object_key.segment(self.epoch, self.stored + 1)
         self._failpoints.hit("persist.before_link")
@@ -409,7 +408,3 @@ def _cause(error: Exception) -> Exception:
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

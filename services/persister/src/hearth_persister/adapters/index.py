@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 from hearth_contracts.calls import ArchiveQuery
 from hearth_persister.domain.segment import Directory, Row, Spot
@@ -68,7 +68,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    jobs: list[dict[str, object]]
+    jobs: list[dict[str, Any]]
     next: str
 
 
@@ -250,7 +250,7 @@ class Index:
             " ORDER BY submitted_at DESC, job DESC LIMIT ?",
             (*values, limit + 1),
         ).fetchall()
-        jobs = [dict(zip(_COLUMNS, row, strict=True)) for row in rows[:limit]]
+        jobs: list[dict[str, Any]] = [dict(zip(_COLUMNS, row, strict=True)) for row in rows[:limit]]
         following = f"{jobs[-1]['submitted_at']!r}~{jobs[-1]['job']}" if len(rows) > limit and jobs else ""
         return Page(jobs, following)
 

@@ -1,8 +1,9 @@
 """A record as it comes from the stream: its bytes, kept as they are, and the few words that batching and the index need."""
 
-import json
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, NamedTuple
+
+from pydantic_core import from_json
 
 from hearth_contracts import names
 from hearth_contracts.enums import Reason, Start, State
@@ -14,8 +15,7 @@ _REASONS: Final = frozenset(reason.value for reason in Reason)
 _STARTS: Final = frozenset(start.value for start in Start)
 
 
-@dataclass(frozen=True, slots=True)
-class LargeBody:
+class LargeBody(NamedTuple):
     """A body that lies in an object."""
 
     part: str
@@ -23,8 +23,7 @@ class LargeBody:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(NamedTuple):
     """What a page of history shows of a job."""
 
     job: str
@@ -63,8 +62,7 @@ class Entry:
         return len(self.meta) + len(self.body) + 1500
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(NamedTuple):
     """The words of a record, and whether its function wants it kept."""
 
     summary: Summary
@@ -79,43 +77,29 @@ def decode(subject: str, meta: str) -> Decoded:
     """
     try:
         tenant, function, job = subject.removeprefix(_PREFIX).split(".")
-        words = json.loads(meta)
-        if words["job"] != job or words["tenant"] != tenant or names.function_of(job) != function:
+        words = from_json(meta)
+        if (words["tenant"], words["function"], words["job"]) != (tenant, function, job) or names.function_of(job) != function:
             raise UndecodableMessage(f"{subject}: the meta names another job")
         names.name("tenant", tenant)
-        return _decoded(words)
-    except (ValueError, KeyError, TypeError, AttributeError, InvalidName, RecursionError) as error:
+        return _decoded(tenant, function, job, words)
+    except (ValueError, KeyError, TypeError, AttributeError, InvalidName) as error:
         raise UndecodableMessage(f"{subject}: {type(error).__name__}: {error}") from error
 
 
-def _decoded(words: dict[str, object]) -> Decoded:
-    ending: dict[str, object] = words["ending"]  # pyright: ignore[reportAssignmentType]
-    timings: dict[str, float] = ending.get("timings") or {}  # pyright: ignore[reportAssignmentType]
-    usage: dict[str, float] = ending.get("usage") or {}  # pyright: ignore[reportAssignmentType]
+def _decoded(tenant: str, function: str, job: str, words: dict[str, Any]) -> Decoded:
+    ending: dict[str, Any] = words["ending"]
+    timings: dict[str, Any] = ending.get("timings") or {}
+    usage: dict[str, Any] = ending.get("usage") or {}
+    reason, start = ending.get("reason") or "", ending.get("start") or "warm"
+    if ending["state"] not in _STATES or start not in _STARTS or (reason and reason not in _REASONS):
+        raise ValueError("its state, reason or start is not one that there is")
     summary = Summary(
-        job=words["job"],  # pyright: ignore[reportArgumentType]
-        tenant=words["tenant"],  # pyright: ignore[reportArgumentType]
-        function=words["function"],  # pyright: ignore[reportArgumentType]
-        version=int(words["version"]),  # pyright: ignore[reportArgumentType]
-        lane=str(words["lane"]),
-        state=_one_of(_STATES, ending["state"]),
-        reason=_one_of(_REASONS, ending["reason"]) if ending.get("reason") else "",
-        start=_one_of(_STARTS, ending.get("start") or "warm"),
-        attempt=int(ending.get("attempt") or 1),  # pyright: ignore[reportArgumentType]
-        submitted_at=float(timings.get("submitted_at") or 0) or names.made_at(words["job"]),  # pyright: ignore[reportArgumentType]
-        finished_at=float(timings.get("finished_at") or 0),
-        wall_ms=float(usage.get("wall_ms") or 0),
-    )
-    if summary.function != names.function_of(summary.job):
-        raise ValueError("the meta names another function")
+        job, tenant, function, int(words["version"]), str(words["lane"]), ending["state"], reason, start,
+        int(ending.get("attempt") or 1), float(timings.get("submitted_at") or 0) or names.made_at(job),
+        float(timings.get("finished_at") or 0), float(usage.get("wall_ms") or 0),
+    )  # fmt: skip
     large: tuple[LargeBody, ...] = ()
     for part, described in (("input", words.get("input")), ("result", ending.get("result")), ("log", words.get("log"))):
-        if described and described.get("object"):  # pyright: ignore[reportAttributeAccessIssue]
-            large += (LargeBody(part, names.token("object", described["object"]), int(described.get("size") or 0)),)  # pyright: ignore[reportIndexIssue, reportAttributeAccessIssue]
+        if described and (object_id := described.get("object")):
+            large += (LargeBody(part, names.token("object", object_id), int(described.get("size") or 0)),)
     return Decoded(summary, large, bool(words.get("persist", True)))
-
-
-def _one_of(allowed: frozenset[str], value: object) -> str:
-    if value not in allowed:
-        raise ValueError(f"{value!r} is not one of {', '.join(sorted(allowed))}")
-    return str(value)

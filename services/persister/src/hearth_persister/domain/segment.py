@@ -9,12 +9,13 @@ The same records give the same bytes, always.
 """
 
 import hashlib
-import json
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+from pydantic_core import from_json, to_json
 
 from hearth_persister.domain.entry import Entry, Summary
 from hearth_persister.errors import SegmentCorrupt
@@ -34,8 +35,7 @@ _COLUMNS: Final = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class StoredBody:
+class StoredBody(NamedTuple):
     """A large body's own object in the store. `missing`: it had left the broker before it could be copied."""
 
     part: str
@@ -45,8 +45,7 @@ class StoredBody:
     missing: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Spot:
+class Spot(NamedTuple):
     """Where in its segment a record lies: in which block, and where in that once it is unpacked."""
 
     sequence: int
@@ -57,8 +56,7 @@ class Spot:
     body_length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One record of a directory."""
 
     spot: Spot
@@ -135,7 +133,7 @@ def encode(
         _as_list(entry, place, bodies.get(entry.sequence, ())) for entry, place in zip(entries, places, strict=True)
     ]
     plain = {"epoch": epoch, "first": first, "last": last, "blocks": blocks, "columns": _COLUMNS, "records": rows}
-    directory = zlib.compress(json.dumps(plain, separators=(",", ":")).encode(), _LEVEL)
+    directory = zlib.compress(to_json(plain), _LEVEL)
     parts.append(directory)
     content = b"".join(parts)
     data = content + _TRAILER.pack(len(directory), hashlib.sha256(content).digest(), _END)
@@ -178,7 +176,7 @@ def directory_bytes(trailer: bytes) -> int:
 
 def decode_directory(packed: bytes) -> Directory:
     try:
-        return _directory(json.loads(zlib.decompress(packed)))
+        return _directory(from_json(zlib.decompress(packed)))
     except (zlib.error, ValueError, KeyError, IndexError, TypeError) as error:
         raise SegmentCorrupt(f"its directory does not read: {error}") from error
 
