@@ -86,6 +86,7 @@ class Membership:
             self.known = True
             self._doubt = False
             self._ticked_at = self._loop.time()
-        elif self.known:
+        elif self.known or self._doubt:
+            # Never seen, after a silence: it may have been made and taken away meanwhile. Starting anew is cheap then.
             _log.error("the scheduler has given this executor up: what it runs is placed elsewhere by now")
             self.lost.set()
