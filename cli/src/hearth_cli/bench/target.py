@@ -106,7 +106,7 @@ class Target:
             while missing:
                 cursor = ""
                 while True:
-                    query = f"/v1/jobs?function={name}&limit=1000" + (f"&cursor={cursor}" if cursor else "")
+                    query = f"/v1/jobs?function={name}&limit=500" + (f"&cursor={cursor}" if cursor else "")
                     page = await self.json("GET", query)
                     missing.difference_update(job["job"] for job in page["jobs"])
                     cursor = page.get("next") or ""
