@@ -16,7 +16,7 @@ from hearth_gateway.calls.direct import DirectInvoke
 from hearth_gateway.calls.idempotency import IdempotencyKeys
 from hearth_gateway.calls.invoker import Invoker
 from hearth_gateway.config import Settings
-from hearth_gateway.domain.rate_limit import Limit
+from hearth_gateway.domain import rate_limit
 from hearth_gateway.functions.deploy import Deployer
 from hearth_gateway.http import openapi, routing, server
 from hearth_gateway.http.front import Front
@@ -49,7 +49,7 @@ async def gateway(settings: Settings, life: Life) -> AsyncIterator[Listening]:
     """A gateway that answers; leaving drains it."""
     bus, clock, tracer = life.bus, life.clock, life.tracer
     objects, registry = Objects(bus), Registry(bus)
-    keyring = KeyRing(bus=bus, clock=clock, default=Limit(settings.rate_per_s, settings.rate_burst))
+    keyring = KeyRing(bus=bus, clock=clock, default=rate_limit.limit(settings.rate_per_s, settings.rate_burst))
     fleet = Fleet(bus=bus, clock=clock, silent_s_max=settings.silent_s_max, streams_check_s=settings.streams_check_s)
     custody = Custody(bus=bus, clock=clock, held_max=settings.held_max)
     jobs = Jobs(bus=bus, custody=custody)

@@ -58,7 +58,7 @@ class KeyRing:
         self._mirror: Mirror[ApiKey] | None = None
         self._callers: dict[str, Caller] = {}
         self._limits: dict[str, Limit] = {}
-        self._arrivals: dict[str, float] = {}
+        self._arrivals: dict[str, int] = {}
         self._seen_sequence = 0
 
     async def start(self) -> None:
@@ -70,9 +70,10 @@ class KeyRing:
             self._limits.pop(key_hash, None)
             return
         self._callers[key_hash] = Caller(key_hash, key)
-        per_s = key.rate_per_s or self._default.per_s
-        burst = key.burst or (max(1, int(2 * per_s)) if key.rate_per_s else self._default.burst)
-        self._limits[key_hash] = Limit(per_s, burst)
+        if key.rate_per_s:
+            self._limits[key_hash] = rate_limit.limit(key.rate_per_s, key.burst or max(1, int(2 * key.rate_per_s)))
+        else:
+            self._limits[key_hash] = Limit(self._default.interval_ns, key.burst or self._default.burst)
 
     def caller(self, secret: str) -> Caller:
         """Whose key this is, or `Unauthorized`. The look-up is by hash, so its time tells nothing about any secret."""
@@ -84,17 +85,18 @@ class KeyRing:
 
     def count(self, key_hash: str) -> None:
         """One more request, or `RateLimited`."""
-        taken = rate_limit.take(self._arrivals.get(key_hash, 0.0), self._limits.get(key_hash, self._default), self._clock.monotonic())
+        now_ns = int(self._clock.monotonic() * 1e9)
+        taken = rate_limit.take(self._arrivals.get(key_hash, 0), self._limits.get(key_hash, self._default), now_ns)
         if isinstance(taken, rate_limit.Denied):
-            raise RateLimited(retry_after_s=taken.retry_after_s)
-        self._arrivals[key_hash] = taken.arrival
+            raise RateLimited(retry_after_s=taken.retry_after_ns / 1e9)
+        self._arrivals[key_hash] = taken.arrival_ns
 
     async def keep(self) -> None:
         """Hears what the subscription may have missed, and forgets counts that no longer matter."""
         while True:
             await asyncio.sleep(RECHECK_S)
-            now = self._clock.monotonic()
-            for key_hash in [key for key, arrival in self._arrivals.items() if arrival <= now]:
+            now_ns = int(self._clock.monotonic() * 1e9)
+            for key_hash in [key for key, arrival in self._arrivals.items() if arrival <= now_ns]:
                 del self._arrivals[key_hash]
             with contextlib.suppress(BusError):
                 info = await self._bus.stream_info(streams.KEYS.name)

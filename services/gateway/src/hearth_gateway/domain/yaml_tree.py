@@ -112,7 +112,7 @@ class _Builder:
             top.key = key
             self._lines[(*top.path, key)] = line
             return
-        plain = event.style is None and event.tag != _STRING_TAG
+        plain = not event.style and event.tag != _STRING_TAG  # libyaml says "" where the parser in Python says None
         self._place(_plain(event.value) if plain else event.value, line)
 
     def _place(self, value: Any, line: int) -> Path:

@@ -57,7 +57,7 @@ async def serving(
         pass
 
     Protocol.connections_max = connections_max
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # strangers send what is no HTTP all day
     application: Any = app
     config = uvicorn.Config(
         application, http=Protocol, ws="none", lifespan="off", interface="asgi3", access_log=False, server_header=False, log_config=None,

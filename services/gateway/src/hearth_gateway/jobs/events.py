@@ -106,8 +106,8 @@ class _Told:
     async def news(self) -> AsyncIterator[bytes]:
         tenant, job = self._found.tenant, self._found.job
         states, _ = await self._jobs.states(tenant, job)
-        if self._first and not states:
-            # A call held here is pending though nothing durable says so yet.
+        if self._first:
+            # A call held here was pending, though nothing durable says so: only one that lasts is written down.
             after = self.cursor.after_state(1, 0)
             if after is not None:
                 self.cursor = after
