@@ -16,6 +16,7 @@ import pytest
 from placing import GATEWAY, TENANT, Running, until
 
 from hearth_cli.local import images
+from hearth_cli.local.engine_api import EngineApi
 from hearth_contracts import functions, names, streams, subjects
 from hearth_contracts.calls import Reply
 from hearth_contracts.enums import Lane, OutcomeKind, Reason, Start, State
@@ -119,6 +120,13 @@ async def process(broker, bus, image, tmp_path) -> AsyncIterator[Process]:
     if it.process.returncode is None:
         it.process.kill()
         await it.process.wait()
+    api, quiet = EngineApi(), 0
+    while quiet < 3:  # the engine may still be at a container that a killed executor had asked for
+        containers = api.containers([f"hearth.boot={it.boot}"])
+        for container in containers:
+            api.remove_container(container["Id"])
+        quiet = 0 if containers else quiet + 1
+        await asyncio.sleep(0.3)
 
 
 async def test_a_call_runs_in_a_container_and_a_stop_leaves_nothing(process):
@@ -152,10 +160,7 @@ async def test_a_call_runs_in_a_container_and_a_stop_leaves_nothing(process):
 
     process.process.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(process.process.wait(), 40) == 0
-    left = await asyncio.create_subprocess_exec(
-        "docker", "ps", "-aq", "--filter", f"label=hearth.boot={process.boot}", stdout=asyncio.subprocess.PIPE
-    )
-    assert (await left.communicate())[0] == b""
+    assert EngineApi().containers([f"hearth.boot={process.boot}"]) == []
 
 
 async def test_large_bodies_go_through_a_container_both_ways(process):
@@ -217,4 +222,5 @@ async def test_an_executor_that_was_given_up_ends_so_that_it_is_started_anew(pro
     for stream in ("RUNS", "RUNS_SYNC"):
         await process.bus.delete_consumer(stream, streams.executor_consumer(process.id))
     assert await asyncio.wait_for(process.process.wait(), 30) == 75
+    assert EngineApi().containers([f"hearth.boot={process.boot}"]) == []
     assert await process.stored_record(call) is None
