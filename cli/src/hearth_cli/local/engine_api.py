@@ -180,7 +180,8 @@ def _message(text: bytes) -> str:
 
 def _demultiplex(stream: socket.socket) -> bytes:
     """What a container printed on both streams, in order. The engine frames it: 8 bytes, the last four the size."""
-    file, printed = stream.makefile("rb"), bytearray()
-    while len(head := file.read(8)) == 8:
-        printed += file.read(struct.unpack(">I", head[4:])[0])
+    printed = bytearray()
+    with stream.makefile("rb") as file:
+        while len(head := file.read(8)) == 8:
+            printed += file.read(struct.unpack(">I", head[4:])[0])
     return bytes(printed)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+
 from hearth_cli.local import images
 from hearth_cli.local.engine_api import EngineApi
 from hearth_contracts.functions import CodeRef, FunctionSpec, FunctionVersion

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from hearth_executor.containers import cgroup, profile
 from hearth_executor.containers.engine import Engine
 from hearth_executor.domain.limits import MIB, PLATFORM_MEMORY_MB

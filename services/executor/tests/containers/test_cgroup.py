@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from hearth_executor.containers import cgroup
 from hearth_executor.containers.cgroup import Events, GroupV1, GroupV2, Mount, Reading
 from hearth_executor.domain.limits import Limits

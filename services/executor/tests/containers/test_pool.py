@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+
 from hearth_contracts.functions import CodeRef, FunctionSpec, FunctionVersion
 from hearth_executor.containers.container import Container
 from hearth_executor.containers.maker import Booted

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+
 from hearth_executor.containers.uids import SLICE, UidRange, Uids
 from hearth_executor.errors import NoRoom
 

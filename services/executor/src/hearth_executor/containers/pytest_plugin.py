@@ -1,7 +1,8 @@
 """For tests: every container that any test makes, in whatever process, is compared with the profile.
 
 Loaded by the root's `conftest.py`. It listens to the engine's own events, so that a container made by an executor in another
-process, or kept warm by a pool, counts as much as one a test made by hand. A deviation fails the session.
+process, or kept warm by a pool, counts as much as one a test made by hand. A deviation fails the session. Platforms that
+already run when the session starts are somebody else's, perhaps of another version.
 """
 
 import http.client
@@ -33,6 +34,7 @@ class ProfileWatch:
     def __init__(self) -> None:
         self.seen = 0
         self.wrong = list[str]()
+        self._others = set[str]()
         self._stream: _Connection | None = None
 
     def start(self) -> bool:
@@ -46,6 +48,7 @@ class ProfileWatch:
             stream.close()
             return False
         stream.sock.settimeout(None)
+        self._others = {entry["Labels"][profile.LABEL_PLATFORM] for entry in self._listed()}
         self._stream = stream
         self._thread = threading.Thread(target=self._listen, args=(response,), name="profile-watch", daemon=True)
         self._thread.start()
@@ -65,16 +68,23 @@ class ProfileWatch:
             return  # the end, by `stop` or by the engine's
 
     def _compare(self, container: str) -> None:
-        inspected = self._inspect(container)
-        if inspected is None or (inspected["Config"].get("Labels") or {}).get(LABEL_EXPECTED):
+        inspected = self._get(f"/containers/{container}/json")
+        if inspected is None:
+            return
+        labels = inspected["Config"].get("Labels") or {}
+        if labels.get(LABEL_EXPECTED) or labels.get(profile.LABEL_PLATFORM) in self._others:
             return
         self.seen += 1
         self.wrong += [f"{inspected['Name']}: {deviation}" for deviation in profile.deviations(inspected)]
 
-    def _inspect(self, container: str) -> dict[str, Any] | None:
+    def _listed(self) -> list[dict[str, Any]]:
+        filters = json.dumps({"label": [profile.LABEL_PLATFORM]})
+        return self._get(f"/containers/json?all=1&filters={quote(filters)}") or []
+
+    def _get(self, path: str) -> Any:
         connection = _Connection("engine", timeout=10)
         try:
-            connection.request("GET", f"/containers/{container}/json")
+            connection.request("GET", path)
             response = connection.getresponse()
             text = response.read()
             return json.loads(text) if response.status == 200 else None
