@@ -72,19 +72,30 @@ async def started(broker: Broker, bus: NatsBus, folder: Path, **settings: Any) -
            **settings}
     )  # fmt: skip
     double = PlatformDouble(bus)
-    async with (
-        running(double),
-        lifecycle.running(chosen, service="gateway", with_health=False) as life,
-        gateway_of(chosen, life) as listening,
-        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http,
-    ):
-        made = Gateway(
-            f"http://127.0.0.1:{listening.port}", chosen.admin_key_path.read_text().strip(), http, bus, double, listening.port, chosen
-        )
-        made.extra["life"] = life
-        double.said()
-        await until(lambda: ready(made))
-        yield made
+    listens: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        async with lifecycle.running(chosen, service="gateway", with_health=False) as life, gateway_of(chosen, life) as listening:
+            listens.set_result(listening.port)
+            await stop.wait()
+
+    async with running(double), aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+        serving = asyncio.get_running_loop().create_task(serve())
+        try:
+            await asyncio.wait({serving, listens}, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                serving.result()
+            port = listens.result()
+            key = chosen.admin_key_path.read_text().strip()
+            made = Gateway(f"http://127.0.0.1:{port}", key, http, bus, double, port, chosen)
+            made.extra["stop"] = stop
+            double.said()
+            await until(lambda: ready(made))
+            yield made
+        finally:
+            stop.set()
+            await serving
 
 
 async def ready(made: Gateway) -> bool:

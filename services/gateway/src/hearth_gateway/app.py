@@ -105,6 +105,7 @@ async def gateway(settings: Settings, life: Life) -> AsyncIterator[Listening]:
         ) as listening:  # fmt: skip
             await direct.start()
             life.notes["http"] = f"{settings.http_host}:{listening.port}"
+            _log.info("listening", extra={"host": settings.http_host, "port": listening.port})
             life.ready()
             try:
                 yield listening

@@ -59,9 +59,13 @@ class HardenedProtocol(HttpToolsProtocol):
 
     def __init__(self, config: Any, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.access_log = False  # whatever handlers the root logger has: a line per call costs more than the call
         self._head_since = 0.0
         """When the head that is being read began; 0 between requests."""
         self._head_bytes = 0
+        """What was read of it so far, complete or not."""
+        self._named_bytes = 0
+        """What its parsed part holds: a head that came in one read was never incomplete."""
         self._read_at = 0.0
         self._paused_at = 0.0
         self._late_bytes = 0
@@ -86,9 +90,18 @@ class HardenedProtocol(HttpToolsProtocol):
         if self._head_since and self._head_bytes > HEAD_BYTES_MAX:
             self._refuse(_HEAD_TOO_LARGE)
 
+    def on_message_begin(self) -> None:
+        self._named_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._named_bytes += len(url)
+        super().on_url(url)
+
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._named_bytes += len(name) + len(value)
         super().on_header(name, value)
-        if len(self.headers) > HEADERS_MAX:
+        if self._named_bytes > HEAD_BYTES_MAX or len(self.headers) > HEADERS_MAX:
             self._refuse(_HEAD_TOO_LARGE)
 
     def on_headers_complete(self) -> None:
