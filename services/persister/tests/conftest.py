@@ -308,10 +308,24 @@ class Own:
 
 
 @pytest.fixture
-async def own(own_broker: Broker, tmp_path: Path) -> AsyncIterator[Own]:
+async def make_own(tmp_path: Path) -> AsyncIterator[Callable[[Broker, NatsBus], Own]]:
+    made: list[Own] = []
+
+    def make(broker: Broker, bus: NatsBus) -> Own:
+        platform = Platform(broker, tmp_path / "own")
+        platform.folder.mkdir()
+        made.append(Own(broker, bus, platform, Records(bus), Stores(platform, bus)))
+        return made[-1]
+
+    yield make
+    for own in made:
+        await own.platform.end()
+
+
+@pytest.fixture
+async def own(own_broker: Broker, make_own: Callable[[Broker, NatsBus], Own]) -> AsyncIterator[Own]:
     async with connect(url=own_broker.url, instance="test") as bus:
         await provision(bus)
-        platform = Platform(own_broker, tmp_path / "own")
-        platform.folder.mkdir()
-        yield Own(own_broker, bus, platform, Records(bus), Stores(platform, bus))
-        await platform.end()
+        own = make_own(own_broker, bus)
+        yield own
+        await own.platform.end()

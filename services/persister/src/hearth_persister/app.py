@@ -41,6 +41,8 @@ async def serve(settings: Settings) -> None:
     """Run until SIGTERM."""
     async with lifecycle.running(settings, service=registry.PERSISTER) as life, contextlib.AsyncExitStack() as stack:
         lines = await _lines(settings, life, stack)
+        for line in lines:
+            await line.ensure_consumer()
         archive = Archive(lines=lines, objects=Objects(life.bus))
         answers = Background("archive")
 
@@ -127,7 +129,7 @@ async def _tell(life: Life, lines: Sequence[Line]) -> None:
         _note(life, lines)
         for line in lines:
             with contextlib.suppress(BusError):
-                info = await life.bus.consumer_info(streams.RECORDS.name, streams.store_consumer(line.store.name))
+                info = await life.bus.consumer_info(streams.RECORDS.name, line.consumer)
                 if info is not None:
                     lag = info.pending + info.ack_pending
                     metrics.LAG.labels(line.store.name).set(lag)

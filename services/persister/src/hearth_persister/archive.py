@@ -46,7 +46,8 @@ class Archive:
         except (UndecodableMessage, ValueError) as error:
             _log.warning("a question to the archive was refused: %s", error)
             metrics.QUERIES.labels("refused").inc()
-            message.respond(json.dumps({"error": str(error)[:500]}).encode(), {MISSING: "1", "Hearth-Error": "E_BAD_QUERY"})
+            refused = json.dumps({"jobs": [], "next": "", "error": str(error)[:500]}).encode()
+            message.respond(refused, {MISSING: "1", "Hearth-Error": "E_BAD_QUERY"})
             return
         metrics.QUERIES.labels("missing" if MISSING in headers else "record" if query.job else "page").inc()
         message.respond(body, headers)

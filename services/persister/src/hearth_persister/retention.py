@@ -46,9 +46,11 @@ class Retention:
     async def _settled(self) -> int:
         """What every consumer of the stream has settled, stores that are configured no longer included: only a command
         removes those (`python -m hearth_persister forget NAME`)."""
-        lowest = None
-        for name in await self._bus.consumer_names(RECORDS.name):
+        names = set(await self._bus.consumer_names(RECORDS.name))
+        floors: list[int] = []
+        for name in names | {line.consumer for line in self._lines}:
             info = await self._bus.consumer_info(RECORDS.name, name)
-            if info is not None:
-                lowest = info.ack_floor if lowest is None else min(lowest, info.ack_floor)
-        return lowest or 0
+            if info is None:
+                return 0  # a store that has not begun to read has settled nothing
+            floors.append(info.ack_floor)
+        return min(floors, default=0)

@@ -95,6 +95,16 @@ class Line:
         self.stored = 0
         """The end of the chain, while active."""
 
+    @property
+    def consumer(self) -> str:
+        return streams.store_consumer(self.store.name)
+
+    async def ensure_consumer(self) -> None:
+        """Made before the store is even tried: what it has not settled stays in the broker."""
+        await self._bus.ensure_consumer(
+            ConsumerSpec(RECORDS, self.consumer, ack_wait_s=self._settings.ack_wait_s, ack_all=True)
+        )
+
     # Life
 
     async def run(self) -> None:
@@ -257,10 +267,8 @@ class Line:
         await self.store.check()
         await self.catch_up()
         self.epoch, self.stored = await self._position()
-        consumer = streams.store_consumer(self.store.name)
-        await self._bus.ensure_consumer(
-            ConsumerSpec(RECORDS, consumer, ack_wait_s=self._settings.ack_wait_s, ack_all=True)
-        )
+        await self.ensure_consumer()
+        consumer = self.consumer
         info = await self._bus.consumer_info(RECORDS, consumer)
         delivered = info.delivered if info is not None else 0
         intake = Intake(
@@ -392,7 +400,7 @@ class Line:
             process, "process hearth.v1.records", parent=sent.span_id, start=entry.received_at, end=ended, kind="consumer",
             attributes={
                 "messaging.system": "nats", "messaging.destination.template": "hearth.v1.records",
-                "messaging.consumer.group.name": streams.store_consumer(self.store.name),
+                "messaging.consumer.group.name": self.consumer,
                 "nats.delivery.attempt": entry.attempt, "faas.name": entry.summary.function,
                 "faas.invocation_id": entry.summary.job,
             },
