@@ -224,3 +224,22 @@ async def test_an_executor_that_was_given_up_ends_so_that_it_is_started_anew(pro
     assert await asyncio.wait_for(process.process.wait(), 30) == 75
     assert EngineApi().containers([f"hearth.boot={process.boot}"]) == []
     assert await process.stored_record(call) is None
+
+
+async def test_a_process_that_stood_still_and_was_given_up_says_nothing_when_it_wakes(process):
+    """Its function ends while it stands still: the first thing it reads is the result, and nobody may hear of it."""
+    await process.start(HEARTH_SILENCE_S_MAX="1")
+    await process.deploy("hello")
+    await process.place(warming := process.call("hello", lane=Lane.ASYNC))
+    await process.record(warming, within_s=60)
+    await process.place(call := process.call("hello", b'{"sleep":1}'), b'{"sleep":1}')
+    await until(lambda: subjects.state(TENANT, call.job) in process.heard, within_s=60)
+    process.process.send_signal(signal.SIGSTOP)
+    stopped_at = time.monotonic()
+    for stream in ("RUNS", "RUNS_SYNC"):
+        await process.bus.delete_consumer(stream, streams.executor_consumer(process.id))
+    await until(lambda: time.monotonic() - stopped_at > 2.5 or None)  # real time: only that makes a process late
+    process.process.send_signal(signal.SIGCONT)
+    assert await asyncio.wait_for(process.process.wait(), 30) == 75
+    assert await process.stored_record(call) is None
+    assert not process.replies
