@@ -33,11 +33,10 @@ class Wish:
     replay_of: str = ""
 
     def call(self, lane: Lane, gateway: str) -> Call:
-        # Built from values this process made or checked; validating them again costs more than the rest of the submission.
-        return Call.model_construct(
+        return Call(
             job=self.job, tenant=self.version.tenant, function=self.version.function, version=self.version.version, lane=lane,
-            gateway=gateway, submitted_at=self.submitted_at, input=self.input.body, http=self.http, attempt=1, placement=0,
-            depth=0, parent="", replay_of=self.replay_of, caller=self.caller,
+            gateway=gateway, submitted_at=self.submitted_at, input=self.input.body, http=self.http, replay_of=self.replay_of,
+            caller=self.caller,
         )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ async def send_events(
 ) -> None:
     """A job's events until its final, or until the client is gone."""
     await send({"type": "http.response.start", "status": 200, "headers": [*headers, *_HEADERS]})
+    await send({"type": "http.response.body", "body": events.HEARTBEAT, "more_body": True})  # the head leaves with it
     metrics.STREAMS_OPEN.inc()
     telling = asyncio.get_running_loop().create_task(_tell(send, jobs, found, cursor, heartbeat_s), name="events")
     gone = asyncio.get_running_loop().create_task(_gone(receive), name="client-gone")
