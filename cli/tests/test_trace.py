@@ -22,6 +22,13 @@ def test_a_span_whose_parent_is_missing_is_shown_nevertheless() -> None:
     assert len(waterfall([span("lost", "nobody", 1.0, 1)])) == 1
 
 
+def test_what_comes_after_the_caller_has_left_does_not_stretch_the_axis() -> None:
+    lines = waterfall([span("http", None, 1000.0, 0.01), span("store", "http", 1000.005, 0.9)])
+    assert lines[0].count("█") == WIDTH
+    assert "▸" in lines[1]
+    assert lines[1].index("█") > lines[0].index("█")
+
+
 def test_a_span_that_failed_says_so() -> None:
     assert waterfall([{**span("x", None, 1.0, 0), "error": "no"}])[0].endswith("failed")
 

@@ -23,11 +23,14 @@ def run(job: str, told: Path | None, *, url: str, key: str, as_json: bool) -> No
 
 
 def waterfall(spans: list[dict[str, Any]]) -> list[str]:
-    """One line for each span, children under their parents, bars on one time axis. Times are in seconds."""
+    """One line for each span, children under their parents, bars on one time axis. Times are in seconds.
+
+    The axis is the first span's time: what the caller waited for. What comes later (storing the record) ends in `▸`.
+    """
     if not spans:
         return ["no span has arrived yet"]
-    first = min(span["start"] for span in spans)
-    total_s = max([1e-6, *(span["start"] - first + span["duration"] for span in spans)])
+    earliest = min(spans, key=lambda span: (span["start"], -span["duration"]))
+    first, total_s = earliest["start"], max(earliest["duration"], 1e-6)
     known = {span["span_id"] for span in spans}
     children: dict[str | None, list[dict[str, Any]]] = {}
     for span in spans:
@@ -38,7 +41,9 @@ def waterfall(spans: list[dict[str, Any]]) -> list[str]:
         for span in sorted(children.get(parent, []), key=lambda one: one["start"]):
             offset = min(int((span["start"] - first) / total_s * WIDTH), WIDTH - 1)
             length = max(1, round(span["duration"] / total_s * WIDTH))
-            bar = (" " * offset + "█" * length)[:WIDTH].ljust(WIDTH)
+            bar = (" " * offset + "█" * length).ljust(WIDTH)
+            if len(bar) > WIDTH:
+                bar = bar[: WIDTH - 1] + "▸"
             name = f"{'  ' * depth}{span['service']}: {span['name']}"
             failed = "  failed" if span.get("error") else ""
             lines.append(f"{name[:NAME_WIDTH]:{NAME_WIDTH}} {bar} {span['duration'] * 1000:9.2f} ms{failed}")
