@@ -163,7 +163,7 @@ async def test_a_reader_that_reads_nothing_is_cut(strict):
     strict.double.work = work
     reader, writer = await asyncio.open_connection("127.0.0.1", strict.port, limit=1024)
     writer.write(post(strict, b"content-length: 0\r\n"))
-    await asyncio.sleep(4)
+    await asyncio.sleep(4)  # longer than a reader may stand still
     got = 0
     with contextlib.suppress(ConnectionError):
         while part := await asyncio.wait_for(reader.read(1 << 20), 10):
