@@ -4,7 +4,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from tests.repo import rules
 
 ROOT = Path(__file__).resolve().parents[2]
