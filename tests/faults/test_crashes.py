@@ -98,7 +98,7 @@ async def test_kill_one_under_load(sturdy: Platform, victim: str) -> None:
 
         async def back() -> bool:
             processes = (await asyncio.to_thread(sturdy.status))["processes"]
-            return all(process["state"] == "running" for process in processes)
+            return all(process["state"] == "ready" for process in processes)
 
         await hearth.until(back, 30, f"{victim} was not started again")
 
