@@ -111,27 +111,32 @@ class Role:
         return Held(epoch=revision, until=asked_at + TTL_S - MARGIN_S, clock=self._clock)
 
     async def _keep(self, held: Held) -> None:
+        try:
+            await self._renew(held)
+        except Exception:
+            _log.exception("lease %s: its keeper failed", self._role)
+        held.lost.set()
+
+    async def _renew(self, held: Held) -> None:
+        """As long as it goes well."""
         revision = held.epoch
         wait_s = RENEW_S
-        try:
-            while held.left_s > 0:
-                await asyncio.sleep(max(0.0, min(wait_s, held.left_s)))
-                asked_at = self._clock.monotonic()
-                try:
-                    revision = await asyncio.wait_for(
-                        self._bucket.update(self._role, self._lease(), revision=revision, ttl_s=TTL_S), max(0.01, held.left_s)
-                    )
-                    held.extend(asked_at)
-                    wait_s = RENEW_S
-                except WrongLastSequence:
-                    found = await self._own_revision(held)
-                    if found is None:
-                        return
-                    revision, wait_s = found, 0.0  # our own write, whose acknowledgement was lost
-                except (BusError, TimeoutError):
-                    wait_s = RETRY_S  # the broker is away: ours until the time to live has passed
-        finally:
-            held.lost.set()
+        while held.left_s > 0:
+            await asyncio.sleep(max(0.0, min(wait_s, held.left_s)))
+            asked_at = self._clock.monotonic()
+            try:
+                revision = await asyncio.wait_for(
+                    self._bucket.update(self._role, self._lease(), revision=revision, ttl_s=TTL_S), max(0.01, held.left_s)
+                )
+                held.extend(asked_at)
+                wait_s = RENEW_S
+            except WrongLastSequence:
+                found = await self._own_revision(held)
+                if found is None:
+                    return
+                revision, wait_s = found, 0.0  # our own write, whose acknowledgement was lost
+            except (BusError, TimeoutError):
+                wait_s = RETRY_S  # the broker is away: ours until the time to live has passed
 
     async def _own_revision(self, held: Held) -> int | None:
         """The key's revision if we wrote it, None if somebody else did, or nobody can say in time."""
