@@ -60,9 +60,13 @@ class Running:
 
     def take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == Kind.RESULT:
-            head, body = frames.split_meta(payload)
+            try:
+                ended = frames.split_meta(payload)
+            except frames.ProtocolError as error:
+                # The function wrote this, not the supervisor, which passes results on unread.
+                ended = ({"reason": "error", "error": {"type": "ProtocolError", "message": str(error)}}, b"")
             if not self.ended.done():
-                self.ended.set_result((head, body))
+                self.ended.set_result(ended)
         elif kind == Kind.LOG:
             self._log(flags, stream, payload)
         elif kind == Kind.RESULT_DATA:

@@ -221,6 +221,7 @@ class ContainerSandbox:
     def _give_up(self, running: Running) -> None:
         if not running.ended.done():
             self._link.lose("a call would not stop")
+            running.lose()
 
     async def _conclude(self, running: Running, ended: "tuple[dict[str, Any], bytes] | None", usage: Usage) -> Finished:
         if ended is None:
@@ -294,10 +295,10 @@ class ContainerSandbox:
         if kind == Kind.SETTLED:
             self._settled(number, payload)
         elif running is not None:
+            running.take(kind, flags, stream, payload)
             if kind == Kind.RESULT:
                 del self._running[number]
                 self._settling[number] = asyncio.get_running_loop().create_future()
-            running.take(kind, flags, stream, payload)
         elif kind == Kind.LOADED and self._loaded is not None and not self._loaded.done():
             self._loaded.set_result(frames.document(payload))
         elif kind == Kind.LOG and number == 0 and self._numbers == 0:

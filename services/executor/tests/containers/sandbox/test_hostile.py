@@ -318,7 +318,7 @@ def handle(event, context):
         for number in range(3, 80):
             if libc.syscall(438, pidfd, number, 0) >= 0: return "stole"
         raise OSError("nothing")
-    unix = [line.split()[-1] for line in open("/proc/net/unix").read().splitlines()[1:] if "@" in line]
+    unix = [line for line in open("/proc/net/unix").read().splitlines()[1:] if line.split()[3] == "00010000"]  # listening
     def connect():
         s = socket.socket(socket.AF_UNIX); s.settimeout(1); s.connect("\\0" + NAME)
     return {
@@ -332,14 +332,13 @@ def handle(event, context):
         "ptrace": attempt(traced),
         "pidfd_getfd": attempt(stolen),
         "connect": attempt(connect),
-        "abstract": unix,
+        "listening": unix,
     }
 '''
 
 
 async def test_user_code_reaches_the_link_by_no_way(load_function, mode):
     function = await load_function(PROBE.replace("NAME", "'none'") + FIND_SUPERVISOR, mode=mode)
-    container = function.sandbox.container
     found = json.loads((await function.call(json.dumps(mode).encode())).result)
     # 0 the null device, 1 and 2 pipes for its log, its own socket to the supervisor; and what listing the folder opens.
     kinds = sorted(kind for kind in found["descriptors"].values() if not kind.startswith("/proc"))
@@ -347,7 +346,7 @@ async def test_user_code_reaches_the_link_by_no_way(load_function, mode):
     for way in ("mem", "environ", "fds", "maps", "zygote_mem", "zygote_fds", "ptrace", "pidfd_getfd"):
         assert found[way] in ("PermissionError", "OSError", "ProcessLookupError"), (way, found[way])
     assert found["connect"] == "ConnectionRefusedError"
-    assert container.socket_name not in " ".join(found["abstract"])
+    assert found["listening"] == []
 
 
 async def test_the_control_without_its_guard_the_probe_gets_in(load_function):
@@ -515,7 +514,7 @@ async def test_a_fork_bomb_is_a_matter_of_resources(load_function, mode):
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("open('/tmp/big', 'wb').write(bytes(500 << 20))", "oom"),
+        ("b'x' * (500 << 20)", "oom"),
         ("f = open('/tmp/big', 'wb')\n    while True: f.write(bytes(1 << 20))", "resource"),
         ("import os\n    fds = [os.open('/dev/null', 0) for _ in range(100_000)]", "resource"),
         ("import threading, time\n    [threading.Thread(target=time.sleep, args=(5,)).start() for _ in range(1000)]", "resource"),
