@@ -15,13 +15,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from platform_double import PlatformDouble, running  # noqa: E402
+from platform_double import PlatformDouble, running
 
-from hearth_gateway.app import gateway as gateway_of  # noqa: E402
-from hearth_gateway.config import Settings  # noqa: E402
-from hearth_kit import lifecycle  # noqa: E402
-from hearth_kit.nats_bus import NatsBus  # noqa: E402
-from hearth_kit.pytest_plugin import Broker  # noqa: E402
+from hearth_gateway.app import gateway as gateway_of
+from hearth_gateway.config import Settings
+from hearth_kit import lifecycle
+from hearth_kit.nats_bus import NatsBus
+from hearth_kit.pytest_plugin import Broker
 
 SOURCE = "def handle(event, context):\n    return event\n"
 
@@ -68,8 +68,10 @@ class Gateway:
 @contextlib.asynccontextmanager
 async def started(broker: Broker, bus: NatsBus, folder: Path, **settings: Any) -> AsyncIterator[Gateway]:
     chosen = Settings(
-        **{"nats_url": broker.url, "instance": "gateway-1", "data_dir": folder, "http_port": 0, "drain_s_max": 1, "traces_per_second": 1000,
-           **settings}
+        **{
+            "nats_url": broker.url, "instance": "gateway-1", "data_dir": folder, "http_port": 0, "drain_s_max": 1,
+            "traces_per_second": 1000, **settings,
+        }
     )  # fmt: skip
     double = PlatformDouble(bus)
     listens: asyncio.Future[int] = asyncio.get_running_loop().create_future()

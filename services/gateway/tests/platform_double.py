@@ -80,8 +80,8 @@ class PlatformDouble:
 
     def said(self) -> None:
         capacity = Capacity(
-            executor=EXECUTOR, name="exec-1", at=time.time(), slots=self.slots, free=self.slots, warm={"default.hello.1": 2, "other.secret.1": 1},
-            generic={"python/128": 3}, assigned={"default.hello.1": 2},
+            executor=EXECUTOR, name="exec-1", at=time.time(), slots=self.slots, free=self.slots,
+            warm={"default.hello.1": 2, "other.secret.1": 1}, generic={"python/128": 3}, assigned={"default.hello.1": 2},
         )  # fmt: skip
         depths = Depths(scheduler="scheduler-1", epoch=1, waiting=self.waiting, at=time.time())
         presence = Presence(service="scheduler", instance="scheduler-1", pid=1, started_at=0, at=time.time())
@@ -107,9 +107,15 @@ class PlatformDouble:
         outcome = await self.work(call, body)
         ending = Ending(
             state=State.FAILED if outcome.reason else State.SUCCESS, reason=outcome.reason, failure=outcome.failure,
-            result=Body(content_type=outcome.content_type, object=outcome.object, size=len(outcome.result) if outcome.size < 0 else outcome.size),
+            result=Body(
+                content_type=outcome.content_type, object=outcome.object,
+                size=len(outcome.result) if outcome.size < 0 else outcome.size,
+            ),
             http_status=outcome.http_status, http_headers=outcome.http_headers, start=Start.WARM, usage=Usage(wall_ms=1),
-            timings=Timings(submitted_at=call.submitted_at, placed_at=started, accepted_at=started, started_at=started, finished_at=time.time()),
+            timings=Timings(
+                submitted_at=call.submitted_at, placed_at=started, accepted_at=started, started_at=started,
+                finished_at=time.time(),
+            ),
             executor=EXECUTOR, attempt=call.attempt, placement=call.placement,
         )  # fmt: skip
         result = b"" if outcome.object else outcome.result
@@ -125,7 +131,9 @@ class PlatformDouble:
             subjects.reply(call.gateway, call.job), result, meta=Reply(job=call.job, ending=ending), contract="reply.v1"
         )
 
-    async def record(self, call: Call, body: bytes, ending: Ending, result: bytes, log: bytes = b"", traceparent: str = "") -> tuple[Ending, bytes]:
+    async def record(
+        self, call: Call, body: bytes, ending: Ending, result: bytes, log: bytes = b"", traceparent: str = ""
+    ) -> tuple[Ending, bytes]:
         record = Record(
             job=call.job, tenant=call.tenant, function=call.function, version=call.version, lane=call.lane, ending=ending,
             input=call.input, log=Body(content_type="text/plain", size=len(log)), http=call.http, trace_id=traceparent[3:35],
@@ -143,7 +151,9 @@ class PlatformDouble:
         return ending, result
 
     async def state(self, call: Call, state: State, *, attempt: int = 1, phase: int) -> None:
-        said = StateChange(job=call.job, tenant=call.tenant, state=state, attempt=attempt, phase=phase, at=time.time(), executor=EXECUTOR)
+        said = StateChange(
+            job=call.job, tenant=call.tenant, state=state, attempt=attempt, phase=phase, at=time.time(), executor=EXECUTOR
+        )
         await self.bus.publish(subjects.state(call.tenant, call.job), meta=said, contract="state.v1")
 
     async def log(self, call: Call, text: bytes, number: int = 0) -> None:
@@ -156,7 +166,9 @@ class PlatformDouble:
 
     async def archive(self) -> None:
         """A keeper of older jobs that has none: it answers from what is on the broker, as a persister would from its stores."""
-        await self.bus.subscribe(subjects.ARCHIVE, lambda message: message.respond(b'{"jobs":[],"next":""}', {"Hearth-Missing": "1"}))
+        await self.bus.subscribe(
+            subjects.ARCHIVE, lambda message: message.respond(b'{"jobs":[],"next":""}', {"Hearth-Missing": "1"})
+        )
 
 
 def headers_of(meta: object, contract: str) -> dict[str, str]:

@@ -25,8 +25,8 @@ async def reply(gateway, call: Call, result: bytes, **dispatch) -> None:
 
 async def record(gateway, call: Call, result: bytes) -> None:
     kept = Record(
-        job=call.job, tenant=call.tenant, function=call.function, version=1, lane=call.lane, ending=ending(call, size=len(result)),
-        input=Body(size=0), log=Body(size=0),
+        job=call.job, tenant=call.tenant, function=call.function, version=1, lane=call.lane,
+        ending=ending(call, size=len(result)), input=Body(size=0), log=Body(size=0),
     )  # fmt: skip
     await gateway.bus.publish(subjects.record(call.tenant, call.job), result, meta=kept, contract="record.v1", expect_last=0)
 
@@ -122,12 +122,14 @@ async def test_sync_calls_pending_at_a_broker_restart_finish(own_broker, make_ga
             await gateway.double.consume()
             answers = await asyncio.wait_for(asyncio.gather(*waiting), 30)
             assert {status for status, _, _ in answers} == {200}
-            assert sorted(str(body) for _, body, _ in answers) == sorted([f"[{n}]" for n in range(20) if n != 7] + ["recorded before"])
+            assert sorted(str(body) for _, body, _ in answers) == sorted(
+                [f"[{n}]" for n in range(20) if n != 7] + ["recorded before"]
+            )
             again = [call for call in gateway.double.calls if call.job in first]
             assert len(again) == 19
             assert {call.placement for call in again} == {1}  # another dispatch id, so that rule 2 holds
             # What callers were told is what is recorded.
-            for status, body, headers in answers:
+            for _, body, headers in answers:
                 _, shown, _ = await gateway.call("GET", f"/v1/jobs/{headers['x-hearth-job']}?wait=5")
                 assert shown["result"] == body
 
@@ -196,8 +198,9 @@ async def test_the_function_queue_of_the_broker_is_a_429_and_its_full_store_a_50
     from hearth_kit.errors import NotConnected, PayloadTooLarge, PublishTimeout, StreamFull, StreamMissing
 
     for error, status, code in (
-        (StreamFull("maximum messages per subject exceeded"), 429, "E_QUEUE_FULL"), (StreamFull("maximum bytes exceeded"), 503, "E_STORE_FULL"),
-        (StreamFull("insufficient resources"), 503, "E_STORE_FULL"), (NotConnected(), 503, "E_NO_BROKER"), (PublishTimeout(), 503, "E_NO_BROKER"),
+        (StreamFull("maximum messages per subject exceeded"), 429, "E_QUEUE_FULL"),
+        (StreamFull("maximum bytes exceeded"), 503, "E_STORE_FULL"), (StreamFull("insufficient resources"), 503, "E_STORE_FULL"),
+        (NotConnected(), 503, "E_NO_BROKER"), (PublishTimeout(), 503, "E_NO_BROKER"),
         (StreamMissing(), 503, "E_NO_BROKER"), (PayloadTooLarge(), 413, "E_TOO_LARGE"),
     ):  # fmt: skip
         problem = refusals.of_bus(error).problem

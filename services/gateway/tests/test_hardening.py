@@ -48,7 +48,12 @@ async def raw(gateway):
 
 def post(gateway, head: bytes, body: bytes = b"") -> bytes:
     return (
-        b"POST /v1/functions/hello/invoke HTTP/1.1\r\nhost: x\r\nx-api-key: " + gateway.key.encode() + b"\r\n" + head + b"\r\n" + body
+        b"POST /v1/functions/hello/invoke HTTP/1.1\r\nhost: x\r\nx-api-key: "
+        + gateway.key.encode()
+        + b"\r\n"
+        + head
+        + b"\r\n"
+        + body
     )
 
 
@@ -72,7 +77,13 @@ async def test_keep_alive_and_pipelining(gateway):
 
 
 async def test_what_is_no_http_is_a_400_problem(gateway):
-    for nonsense in (b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\nbad header\r\n\r\n", b"\x00" * 100):
+    for nonsense in (
+        b"\x16\x03\x01\x02\x00",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
+        b"\x00" * 100,
+    ):
         async with raw(gateway) as connection:
             connection.writer.write(nonsense)
             status, body = await connection.answer()

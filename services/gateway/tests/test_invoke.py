@@ -37,7 +37,19 @@ async def test_an_async_call_is_a_job_to_look_up(gateway):
     assert headers["location"] == f"/v1/jobs/{job}"
     status, body, _ = await gateway.call("GET", f"/v1/jobs/{job}?wait=10")
     assert status == 200
-    assert {"job", "function", "version", "state", "reason", "attempts", "start", "timings", "usage", "result", "trace_id"} <= set(body)
+    assert {
+        "job",
+        "function",
+        "version",
+        "state",
+        "reason",
+        "attempts",
+        "start",
+        "timings",
+        "usage",
+        "result",
+        "trace_id",
+    } <= set(body)
     assert (body["state"], body["result"], body["lane"]) == ("SUCCESS", {"n": 1}, "async")
 
 
@@ -56,7 +68,8 @@ async def test_a_pending_job_shows_its_state_and_waits(gateway):
 @pytest.mark.parametrize(
     ("reason", "status", "code"),
     [
-        (Reason.ERROR, 502, "E_FUNCTION_ERROR"), (Reason.OOM, 502, "E_FUNCTION_OOM"), (Reason.RESOURCE, 502, "E_FUNCTION_RESOURCE"),
+        (Reason.ERROR, 502, "E_FUNCTION_ERROR"), (Reason.OOM, 502, "E_FUNCTION_OOM"),
+        (Reason.RESOURCE, 502, "E_FUNCTION_RESOURCE"),
         (Reason.BAD_RESULT, 502, "E_FUNCTION_BAD_RESULT"), (Reason.TIMEOUT, 504, "E_FUNCTION_TIMEOUT"),
         (Reason.CANCELLED, 409, "E_CANCELLED"), (Reason.RECURSION, 508, "E_RECURSION"), (Reason.LOST, 502, "E_FUNCTION_LOST"),
         (Reason.IMAGE, 503, "E_IMAGE"), (Reason.REJECTED, 503, "E_REJECTED"),
@@ -90,7 +103,13 @@ async def test_as_plain_http(gateway):
     async def work(call: Call, body: bytes) -> Outcome:
         assert call.http is not None
         seen = {"method": call.http.method, "path": call.http.path, "query": call.http.query, "headers": dict(call.http.headers)}
-        headers = (("content-type", "text/html"), ("X-Mine", "1"), ("x-hearth-job", "forged"), ("set-cookie", "a=b"), ("set-cookie", "c=d"))
+        headers = (
+            ("content-type", "text/html"),
+            ("X-Mine", "1"),
+            ("x-hearth-job", "forged"),
+            ("set-cookie", "a=b"),
+            ("set-cookie", "c=d"),
+        )
         return Outcome(json.dumps({**seen, "body": body.decode()}).encode(), http_status=418, http_headers=headers)
 
     gateway.double.work = work
@@ -148,7 +167,9 @@ async def test_an_event_stream_tells_states_logs_and_the_result(gateway):
     assert [e["event"] for e in events if e["event"] == "log"] == ["log", "log"]
     assert "".join(e["data"]["text"] for e in events if e["event"] == "log") == "one\ntwo\n"
     assert events[0]["data"]["state"] == "PENDING"
-    assert [e["data"]["phase"] for e in events if e["event"] == "state"] == sorted(e["data"]["phase"] for e in events if e["event"] == "state")
+    assert [e["data"]["phase"] for e in events if e["event"] == "state"] == sorted(
+        e["data"]["phase"] for e in events if e["event"] == "state"
+    )
     assert events[-1]["event"] == "result"
     assert events[-1]["data"]["result"] == {"ok": True}
     assert sum(e["event"] == "result" for e in events) == 1
@@ -228,7 +249,13 @@ async def test_bodies_that_lie_about_their_length(gateway):
         (b"content-length: 5\r\ntransfer-encoding: chunked\r\n", b"400"),
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-        writer.write(b"POST /v1/functions/hello/invoke HTTP/1.1\r\nhost: x\r\nx-api-key: " + gateway.key.encode() + b"\r\n" + head + b"\r\n")
+        writer.write(
+            b"POST /v1/functions/hello/invoke HTTP/1.1\r\nhost: x\r\nx-api-key: "
+            + gateway.key.encode()
+            + b"\r\n"
+            + head
+            + b"\r\n"
+        )
         line = await reader.readline()
         assert line.split()[1] == expected, (head, line)
         writer.close()
@@ -251,8 +278,12 @@ async def test_the_caller_may_leave_and_the_call_goes_on(gateway, eventually):
 
     gateway.double.work = work
     await gateway.deploy()
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-    writer.write(b"POST /v1/functions/hello/invoke HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nx-api-key: " + gateway.key.encode() + b"\r\n\r\n{}")
+    _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(
+        b"POST /v1/functions/hello/invoke HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nx-api-key: "
+        + gateway.key.encode()
+        + b"\r\n\r\n{}"
+    )
     await eventually(lambda: gateway.double.calls)
     writer.close()
     go.set()

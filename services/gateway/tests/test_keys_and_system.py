@@ -127,7 +127,11 @@ async def test_the_system_is_whole_and_shows_what_is_gone(gateway, eventually):
     assert ("gateway", "ready") in await processes()
     _, body, _ = await gateway.call("GET", "/v1/system")
     executor = body["executors"][0]
-    assert executor["pools"] == {"assigned": {"default.hello.1": 2}, "warm": {"default.hello.1": 2, "other.secret.1": 1}, "generic": {"python/128": 3}}
+    assert executor["pools"] == {
+        "assigned": {"default.hello.1": 2},
+        "warm": {"default.hello.1": 2, "other.secret.1": 1},
+        "generic": {"python/128": 3},
+    }
     assert {stream["name"] for stream in body["streams"]} == {stream.name for stream in streams.STREAMS}
     assert body["broker"]["connected"] is True
     # A tenant sees of functions only its own.
@@ -169,14 +173,21 @@ async def test_pages_and_documents(gateway):
         assert "https://" not in text
     _, document, _ = await gateway.call("GET", "/openapi.json", key="-")
     assert document["openapi"] == "3.1.0"
-    assert {"/v1/functions/{name}/invoke", "/fn/{name}/{path}", "/v1/jobs/{job}", "/v1/keys", "/v1/system"} <= set(document["paths"])
+    assert {"/v1/functions/{name}/invoke", "/fn/{name}/{path}", "/v1/jobs/{job}", "/v1/keys", "/v1/system"} <= set(
+        document["paths"]
+    )
     status, raw, _ = await gateway.call("GET", "/metrics", key="-")
     assert status == 200
     assert b"hearth_gateway_requests_total" in raw
 
 
 async def test_what_is_not_there_is_a_problem_too(gateway):
-    for method, path, status in (("GET", "/nothing", 404), ("POST", "/healthz", 405), ("GET", "/v1/functions/", 404), ("BREW", "/", 400)):
+    for method, path, status in (
+        ("GET", "/nothing", 404),
+        ("POST", "/healthz", 405),
+        ("GET", "/v1/functions/", 404),
+        ("BREW", "/", 400),
+    ):
         got, body, headers = await gateway.call(method, path)
         assert got == status, (method, path)
         assert headers["content-type"] == "application/problem+json"

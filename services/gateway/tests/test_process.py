@@ -48,7 +48,8 @@ async def process(tmp_path):
                 credentials = tmp_path / "credentials"
                 credentials.write_text('{"user":"gw","password":"gw"}')
                 env = {
-                    **os.environ, "HEARTH_NATS_URL": broker.url, "HEARTH_NATS_CREDENTIALS": str(credentials), "HEARTH_HTTP_PORT": "0",
+                    **os.environ, "HEARTH_NATS_URL": broker.url, "HEARTH_NATS_CREDENTIALS": str(credentials),
+                    "HEARTH_HTTP_PORT": "0",
                     "HEARTH_INSTANCE": "gateway-1", "HEARTH_DATA_DIR": str(tmp_path / "data"), "HEARTH_DRAIN_S_MAX": "5",
                 }  # fmt: skip
                 child = await asyncio.create_subprocess_exec(
@@ -78,7 +79,7 @@ async def _read(child, lines) -> None:
 
 
 async def test_it_serves_with_limited_permissions_and_drains_on_sigterm(tmp_path):
-    async with process(tmp_path) as (http, bus, double, child, lines):
+    async with process(tmp_path) as (http, _, double, child, lines):
         async with http.put("/v1/functions/hello", json={"spec": {}, "source": SOURCE}) as response:
             assert response.status == 201, await response.text()
         await until(lambda: _status(http, "POST", "/v1/functions/hello/invoke", 200, data=b"{}"))

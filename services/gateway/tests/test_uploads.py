@@ -122,14 +122,15 @@ BAD = {
     "zip: encrypted": edited(edited(zipped(("main.py", MAIN)), b"PK\x01\x02", 8, "<H", 1), b"PK\x03\x04", 6, "<H", 1),
     "zip: method": zipped(("main.py", MAIN), method=zipfile.ZIP_LZMA),
     "zip: cut": zipped(("main.py", MAIN))[:-30],
-    "zip: count lie": edited(zipped(("main.py", MAIN), ("b.py", b"")), b"PK\x05\x06", 8, "<2H", 1) if False else edited(
+    "zip: count lie": edited(
         edited(zipped(("main.py", MAIN), ("b.py", b"")), b"PK\x05\x06", 8, "<H", 1), b"PK\x05\x06", 10, "<H", 1),
     "zip: unflagged name": zipped(("caf\u00e9.py", b""), ("main.py", MAIN)).replace(b"\x00\x08\x08\x00", b"\x00\x00\x08\x00"),
     "zip: empty": zipped(),
     "tar: parent": tarred(("../evil", b"x"), ("main.py", MAIN)),
     "tar: absolute": tarred(("/evil", b"x"), ("main.py", MAIN)),
     "tar: symlink": tarred(("l", b"", {"type": tarfile.SYMTYPE, "linkname": "/etc"}), ("main.py", MAIN)),
-    "tar: link then write through": tarred(("l", b"", {"type": tarfile.SYMTYPE, "linkname": "/tmp"}), ("l/x", b"x"), ("main.py", MAIN)),
+    "tar: link then write through": tarred(
+        ("l", b"", {"type": tarfile.SYMTYPE, "linkname": "/tmp"}), ("l/x", b"x"), ("main.py", MAIN)),
     "tar: hardlink": tarred(("h", b"", {"type": tarfile.LNKTYPE, "linkname": "/etc/passwd"}), ("main.py", MAIN)),
     "tar: char device": tarred(("d", b"", {"type": tarfile.CHRTYPE}), ("main.py", MAIN)),
     "tar: block device": tarred(("d", b"", {"type": tarfile.BLKTYPE}), ("main.py", MAIN)),
@@ -173,7 +174,8 @@ GOOD = {
     "tar gnu": tarred(("main.py", MAIN), ("x" * 200 + "/y", b""), form=tarfile.GNU_FORMAT),
     "tar ustar": tarred(("main.py", MAIN), ("a" * 90 + "/" + "b" * 90, b""), form=tarfile.USTAR_FORMAT),
     "tar dot": tarred((".", b"", {"type": tarfile.DIRTYPE}), ("./main.py", MAIN)),
-    "tar two members": gzip.compress(bytes(tar_raw(("main.py", MAIN)))[:1024]) + gzip.compress(bytes(tar_raw(("main.py", MAIN)))[1024:]),
+    "tar two members": gzip.compress(bytes(tar_raw(("main.py", MAIN)))[:1024])
+        + gzip.compress(bytes(tar_raw(("main.py", MAIN)))[1024:]),
     "file": MAIN,
 }  # fmt: skip
 
@@ -226,10 +228,6 @@ def zeros_zip(size: int, count: int = 1) -> bytes:
     return out.getvalue()
 
 
-class ManyGzipZeros(io.RawIOBase):
-    """A gzip of ten gigabytes of zeros, made as it is read."""
-
-
 def zeros_tar() -> bytes:
     """A tar.gz whose one file is 10 GiB of zeros, packed small by repeating one deflated block."""
     header = bytearray(tar_raw(("main.py", b""))[:512])
@@ -246,16 +244,16 @@ def many_entries_zip(count: int) -> bytes:
     """A directory of a million entries, each of the least size."""
     local = struct.pack("<4s5H3L2H", b"PK\x03\x04", 20, 0, 0, 0, 0, 0, 0, 0, 1, 0) + b"a"
     central = struct.pack("<4s6H3L5H2L", b"PK\x01\x02", 20, 20, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
-    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, min(count, 0xFFFE), min(count, 0xFFFE), len(central) * count, len(local), 0)
+    end = struct.pack(
+        "<4s4H2LH", b"PK\x05\x06", 0, 0, min(count, 0xFFFE), min(count, 0xFFFE), len(central) * count, len(local), 0
+    )
     return local + central * count + end
 
 
 BOMBS = {
     "zip of zeros": lambda: zeros_zip(200 << 20),
     "zip of many zeros": lambda: zeros_zip(60 << 20, 5),
-    "zip lying about its size": lambda: edited(
-        edited(zeros_zip(100 << 20), b"PK\x01\x02", 24, "<L", 100, last=True), b"PK\x03\x04z0", 0, "<4s", b"PK\x03\x04") if False
-        else edited(zeros_zip(100 << 20), b"PK\x01\x02", 24, "<L", 100, last=True),
+    "zip lying about its size": lambda: edited(zeros_zip(100 << 20), b"PK\x01\x02", 24, "<L", 100, last=True),
     "zip of a million entries": lambda: many_entries_zip(1_000_000),
     "zip of too many entries": lambda: many_entries_zip(60_000),
     "tar of 10 GiB of zeros": zeros_tar,
@@ -278,7 +276,9 @@ def test_a_bomb_is_stopped_soon_and_in_little_memory(name):
 # Over HTTP
 
 
-async def put(gateway, code: bytes, *, filename: str = "code.zip", spec: str = "handler: main:handle", name: str = "hello", **extra):
+async def put(
+    gateway, code: bytes, *, filename: str = "code.zip", spec: str = "handler: main:handle", name: str = "hello", **extra
+):
     form = aiohttp.FormData()
     form.add_field("spec", spec, content_type="application/yaml")
     form.add_field("code", io.BytesIO(code), filename=filename, content_type="application/octet-stream")
@@ -345,7 +345,7 @@ async def test_a_bundle_over_the_limit_is_refused_before_it_is_read(gateway):
 
     headers = {"content-type": "multipart/form-data; boundary=x"}
     try:
-        status, body, _ = await gateway.call("PUT", "/v1/functions/hello", data=endless(), headers=headers)
+        status, _, _ = await gateway.call("PUT", "/v1/functions/hello", data=endless(), headers=headers)
     except (aiohttp.ClientError, ConnectionError):
         status = 413  # the connection was cut while still being written to
     assert status == 413

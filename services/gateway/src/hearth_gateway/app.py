@@ -78,7 +78,8 @@ async def gateway(settings: Settings, life: Life) -> AsyncIterator[Listening]:
         *KeyRoutes(keyring=keyring).endpoints(),
         *PublishRoutes(bus=bus, ai=ai).endpoints(),
         *SystemRoutes(
-            platform=settings.platform, bus=bus, fleet=fleet, problems=problems, held=lambda: len(custody), document=lambda: document
+            platform=settings.platform, bus=bus, fleet=fleet, problems=problems, held=lambda: len(custody),
+            document=lambda: document,
         ).endpoints(),
     ]  # fmt: skip
     document.update(openapi.document(endpoints, version=importlib.metadata.version("hearth-gateway")))

@@ -12,7 +12,9 @@ class Settings(ServiceSettings):
 
     http_host: str = Field("127.0.0.1", description="Address to listen on; loopback unless told otherwise.")
     http_port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    admin_key_file: Path | None = Field(None, description="The first admin key; made when absent. Default: admin-key in the data folder.")
+    admin_key_file: Path | None = Field(
+        None, description="The first admin key; made when absent. Default: admin-key in the data folder."
+    )
     tenant: str = Field("default", pattern=r"^[a-z][a-z0-9_-]{0,62}$", description="Tenant of the first admin key.")
     rate_per_s: float = Field(10_000, gt=0, description="Requests a second a key may make, unless the key says otherwise.")
     rate_burst: int = Field(20_000, ge=1, description="Requests a key may make at once.")

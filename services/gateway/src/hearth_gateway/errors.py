@@ -1,15 +1,15 @@
 """Everything the gateway refuses, as one small tree. An error's docstring is its title, its `code` never changes.
 
-    GatewayError
-    ├── BadRequest, Unauthorized, Forbidden, NotFound, MethodNotAllowed, TooLarge, Unsupported, Stalled
-    ├── FunctionNotFound, JobNotFound, KeyNotFound, ObjectGone
-    ├── InvalidInput
-    │   ├── SpecInvalid, NotAvailable
-    │   └── BundleInvalid, HandlerMissing, SyntaxInvalid, RequirementsNotVendored
-    ├── IdempotencyMismatch, JobFinished, JobNotFinished, KeyInUse, InputGone, Conflict
-    ├── RateLimited, QueueFull
-    └── Unavailable
-        └── NoBroker, NoCapacity, StoreFull, Overloaded, ArchiveAway, Stopping, NoModelServer
+GatewayError
+├── BadRequest, Unauthorized, Forbidden, NotFound, MethodNotAllowed, TooLarge, Unsupported, Stalled
+├── FunctionNotFound, JobNotFound, KeyNotFound, ObjectGone
+├── InvalidInput
+│   ├── SpecInvalid, NotAvailable
+│   └── BundleInvalid, HandlerMissing, SyntaxInvalid, RequirementsNotVendored
+├── IdempotencyMismatch, JobFinished, JobNotFinished, KeyInUse, InputGone, Conflict
+├── RateLimited, QueueFull
+└── Unavailable
+    └── NoBroker, NoCapacity, StoreFull, Overloaded, ArchiveAway, Stopping, NoModelServer
 """
 
 import json

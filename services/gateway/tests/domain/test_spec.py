@@ -1,5 +1,6 @@
 """function.yaml: what is taken, what is refused, in whose words, and how fast."""
 
+import contextlib
 import time
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from hearth_contracts.functions import NOT_AVAILABLE
 from hearth_gateway.domain import spec, yaml_tree
-from hearth_gateway.errors import GatewayError, NotAvailable, SpecInvalid
+from hearth_gateway.errors import NotAvailable, SpecInvalid
 
 GOOD = """
 name: resize
@@ -74,7 +75,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "\n".join(
         ("env: [a]", 1, ""),
         ("handler: 'a; rm -rf /:b'", 1, "module:function"),
         ("handler: ../x:y", 1, "module:function"),
-        ("handler: \"main:handle\\nx\"", 1, "module:function"),
+        ('handler: "main:handle\\nx"', 1, "module:function"),
         ("placement: {zone: 'a b'}", 1, ""),
         ("env: {HEARTH_X: a}", 1, "HEARTH_"),
         ("env: {LD PRELOAD: a}", 1, "variable"),
@@ -108,7 +109,8 @@ def test_a_feature_that_is_not_offered_is_refused_by_its_name(key):
 @pytest.mark.parametrize(
     ("given_spec", "field"),
     [
-        ({"runtime": "go"}, "runtime"), ({"runtime": "node"}, "runtime"), ({"runtime": "cpp"}, "runtime"), ({"runtime": "wasm"}, "runtime"),
+        ({"runtime": "go"}, "runtime"), ({"runtime": "node"}, "runtime"), ({"runtime": "cpp"}, "runtime"),
+        ({"runtime": "wasm"}, "runtime"),
         ({"backend": "wasm"}, "backend"), ({"concurrency": 4}, "concurrency"), ({"queue": {"key": "user"}}, "queue.key"),
         ({"queue": {"rate": "10/s"}}, "queue.rate"),
     ],
@@ -122,10 +124,8 @@ def test_choices_that_are_not_offered_yet(given_spec, field):
 @settings(max_examples=300)
 @given(st.one_of(st.text(max_size=300), st.text(alphabet="{}[]:,-&*!|>'\"#%@\n\t ab1~?", max_size=300)))
 def test_no_text_whatever_breaks_the_reader(text):
-    try:
+    with contextlib.suppress(SpecInvalid, NotAvailable):  # and nothing else
         spec.from_text(text, name="a")
-    except GatewayError as error:
-        assert 400 <= error.status < 500
 
 
 values = st.recursive(
@@ -139,11 +139,8 @@ keys = st.sampled_from(["name", "env", "scale", "retry", "queue", "placement", "
 @settings(max_examples=300)
 @given(st.dictionaries(keys, values, max_size=6) | values)
 def test_no_data_whatever_breaks_the_checks(data):
-    try:
+    with contextlib.suppress(SpecInvalid, NotAvailable):  # and nothing else
         spec.from_data(data, name="a")
-    except GatewayError as error:
-        assert 400 <= error.status < 500
-        error.problem.body()
 
 
 def test_lines_lead_to_every_part():

@@ -162,28 +162,27 @@ class Fleet:
     def snapshot(self) -> dict[str, Any]:
         """The fleet whole, from memory: it answers at once, whatever is down."""
         now = self._clock.monotonic()
-        processes = [
-            {
-                "service": presence.service, "instance": presence.instance, "pid": presence.pid, "started_at": presence.started_at,
-                "state": _state(now - heard.at, ready=presence.ready), "seen_s_ago": round(now - heard.at, 2), "notes": presence.notes,
-            }
-            for heard in self._processes.values()
-            for presence in (heard.said,)
-        ]  # fmt: skip
-        executors = [
-            {
-                **heard.said.model_dump(mode="json"), "state": "draining" if heard.said.draining else _state(now - heard.at, ready=True),
-                "seen_s_ago": round(now - heard.at, 2),
-                "pools": {"assigned": heard.said.assigned, "warm": heard.said.warm, "generic": heard.said.generic},
-            }
-            for heard in self._executors.values()
-        ]  # fmt: skip
         return {
-            "processes": sorted(processes, key=lambda item: (item["service"], item["instance"])),
-            "executors": sorted(executors, key=lambda item: item["executor"]),
+            "processes": [_process(heard.said, now - heard.at) for _, heard in sorted(self._processes.items())],
+            "executors": [_executor(heard.said, now - heard.at) for _, heard in sorted(self._executors.items())],
             "queues": dict(sorted(self._waiting.items())),
             "streams": self.streams,
         }
+
+
+def _process(presence: Presence, silent_s: float) -> dict[str, Any]:
+    return {
+        "service": presence.service, "instance": presence.instance, "pid": presence.pid, "started_at": presence.started_at,
+        "state": _state(silent_s, ready=presence.ready), "seen_s_ago": round(silent_s, 2), "notes": presence.notes,
+    }  # fmt: skip
+
+
+def _executor(report: Capacity, silent_s: float) -> dict[str, Any]:
+    state = _state(silent_s, ready=True)
+    return {
+        **report.model_dump(mode="json"), "state": "draining" if report.draining and state != "gone" else state,
+        "seen_s_ago": round(silent_s, 2), "pools": {"assigned": report.assigned, "warm": report.warm, "generic": report.generic},
+    }  # fmt: skip
 
 
 def _state(silent_s: float, *, ready: bool) -> str:

@@ -120,9 +120,9 @@ class KeyRing:
         await self._bucket.put(key_hash, key)
         self._changed(key_hash, key)
 
-    def all(self) -> list[ApiKey]:
-        assert self._mirror is not None
-        return sorted((key for _, key in self._mirror.items()), key=lambda key: (key.created_at, key.prefix))
+    async def all(self) -> list[ApiKey]:
+        """Every key, oldest first, as the broker has them: the copy here may be a moment behind."""
+        return sorted((entry.value for entry in await self._bucket.all()), key=lambda key: (key.created_at, key.prefix))
 
     async def revoke(self, prefix: str, *, by: Caller) -> ApiKey:
         for entry in await self._bucket.all():
@@ -160,5 +160,6 @@ def _read_or_make(path: Path) -> str:
             file.write(f"hk_{secrets.token_hex(4)}_{secrets.token_urlsafe(32)}\n")
     secret = path.read_text().strip()
     if not SECRET_LENGTH_MIN <= len(secret) <= SECRET_LENGTH_MAX:
-        raise ValueError(f"{path}: a key has {SECRET_LENGTH_MIN} to {SECRET_LENGTH_MAX} characters; remove the file to have one made")
+        rule = f"a key has {SECRET_LENGTH_MIN} to {SECRET_LENGTH_MAX} characters"
+        raise ValueError(f"{path}: {rule}; remove the file to have one made")
     return secret

@@ -73,9 +73,7 @@ async def take(receive: Receive, objects: Objects, *, job: str, content_type: st
     return await _store(receive, objects, bytes(gathered), more=more, object_id=f"{job}-in", content_type=content_type)
 
 
-async def _store(
-    receive: Receive, objects: Objects, start: bytes, *, more: bool, object_id: str, content_type: str
-) -> Input:
+async def _store(receive: Receive, objects: Objects, start: bytes, *, more: bool, object_id: str, content_type: str) -> Input:
     writer = objects.writer(AREA, object_id, bytes_max=BODY_BYTES_MAX, content_type=content_type)
     finished = False
     try:
@@ -95,5 +93,3 @@ async def _store(
             await writer.abandon()
     metrics.BODY_BYTES.labels("in").inc(meta.size)
     return Input(Body(content_type=content_type, size=meta.size, object=object_id), b"", meta.sha256)
-
-

@@ -279,5 +279,6 @@ async def write_pending(bus: Bus, clock: Clock, call: Call, traceparent: str, *,
         job=call.job, tenant=call.tenant, state=State.PENDING, attempt=1, phase=0, at=clock.now(), note=note, sequence=sequence
     )
     await bus.publish(
-        subjects.state(call.tenant, call.job), meta=state, contract="state.v1", msg_id=f"{call.job}.pending", traceparent=traceparent
-    )
+        subjects.state(call.tenant, call.job), meta=state, contract="state.v1", msg_id=f"{call.job}.pending",
+        traceparent=traceparent,
+    )  # fmt: skip

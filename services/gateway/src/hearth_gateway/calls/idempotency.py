@@ -42,7 +42,8 @@ class IdempotencyKeys:
         except WrongLastSequence:
             entry = await self._bucket.get(name)
             if entry is None:
-                await self._bucket.update(name, value, revision=await self._bucket.last_revision(name))
+                mark = await self._bucket.last(name)
+                await self._bucket.update(name, value, revision=0 if mark is None else mark.sequence)
                 return Claim(job, fresh=True)
             if entry.value.body_sha256 != fingerprint:
                 raise IdempotencyMismatch from None

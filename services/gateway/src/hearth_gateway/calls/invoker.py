@@ -43,9 +43,7 @@ class Wish:
 class Invoker:
     """Submits calls on both lanes."""
 
-    def __init__(
-        self, *, bus: Bus, clock: Clock, tracer: Tracer, registry: Registry, fleet: Fleet, custody: Custody
-    ) -> None:
+    def __init__(self, *, bus: Bus, clock: Clock, tracer: Tracer, registry: Registry, fleet: Fleet, custody: Custody) -> None:
         self._bus = bus
         self._clock = clock
         self._tracer = tracer

@@ -62,7 +62,8 @@ def _refuse_unavailable(given: dict[str, Any], lines: dict[Path, int]) -> None:
     concurrency = given.get("concurrency")
     if isinstance(concurrency, int) and not isinstance(concurrency, bool) and concurrency > 1:
         line = lines.get(("concurrency",), 0)
-        found.append(FieldError("concurrency", "more than one call at once in a sandbox is not offered here", line, "raise scale.max"))
+        message = "more than one call at once in a sandbox is not offered here"
+        found.append(FieldError("concurrency", message, line, "raise scale.max"))
     if found:
         raise _not_available(found)
 

@@ -39,7 +39,7 @@ def inspect(file: BinaryIO, size: int, *, filename: str, spec_handler: str) -> B
     if kind == "file":
         return _single(file, filename=filename, spec_handler=spec_handler)
     entries = Entries(size)
-    module, function = handler.split(spec_handler)
+    _, function = handler.split(spec_handler)
     wanted = set(handler.candidates(spec_handler))
 
     def keep(path: str) -> bool:

@@ -107,15 +107,14 @@ class Deployer:
             now = self._clock.now()
             if fresh is None:
                 revision, head = 0, FunctionHead(
-                    tenant=version.tenant, function=version.function, current=version.version, versions=(version.version,), updated_at=now
-                )
+                    tenant=version.tenant, function=version.function, current=version.version, versions=(version.version,),
+                    updated_at=now,
+                )  # fmt: skip
             else:
                 revision, known = fresh
                 numbers = tuple(sorted({*known.versions, version.version}))[-VERSIONS_MAX:]
                 current = version.version if known.deleted else max(known.current, version.version)
-                head = known.model_copy(
-                    update={"current": current, "versions": numbers, "deleted": False, "updated_at": now}
-                )
+                head = known.model_copy(update={"current": current, "versions": numbers, "deleted": False, "updated_at": now})
             try:
                 await self._heads.update(key, head, revision=revision)
             except WrongLastSequence:

@@ -21,6 +21,7 @@ _ENCRYPTED: Final = 0x1
 _UTF8: Final = 0x800
 _UNIX: Final = 3
 _UNICODE_PATH: Final = 0x7075
+_KINDS: Final[dict[int, Kind]] = {0: "file", 0o100000: "file", 0o120000: "link", 0o020000: "device", 0o060000: "device"}
 #: Extra fields may be this long in all before the directory is refused as padding.
 _DIRECTORY_BYTES_MAX: Final = ENTRIES_MAX * (_CENTRAL.size + NAME_BYTES_MAX // 4)
 
@@ -70,7 +71,7 @@ def _directory(file: BinaryIO, size: int, entries: Entries) -> Iterator[_Entry]:
     end = size - tail_size + at
     if disk or first_disk or here != count:
         raise BundleInvalid("a zip in several parts is not allowed")
-    if 0xFFFF in (count,) or 0xFFFFFFFF in (directory_size, offset):
+    if count == 0xFFFF or 0xFFFFFFFF in (directory_size, offset):
         raise BundleInvalid(f"a zip64 archive, or more than {ENTRIES_MAX} entries")
     if count > ENTRIES_MAX or directory_size > _DIRECTORY_BYTES_MAX:
         raise BundleInvalid(f"more than {ENTRIES_MAX} entries")
@@ -141,8 +142,7 @@ def _kind(name: str, system: int, mode: int) -> tuple[Kind, int]:
         return "folder", mode & 0o7777 if system == _UNIX else 0
     if system != _UNIX:
         return "file", 0
-    kinds: dict[int, Kind] = {0: "file", 0o100000: "file", 0o040000: "other", 0o120000: "link", 0o020000: "device", 0o060000: "device"}
-    return kinds.get(mode & 0o170000, "other"), mode & 0o7777
+    return _KINDS.get(mode & 0o170000, "other"), mode & 0o7777
 
 
 def _data_start(file: BinaryIO, entry: _Entry) -> int:

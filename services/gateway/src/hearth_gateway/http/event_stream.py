@@ -12,7 +12,9 @@ from hearth_gateway.http.sending import Receive, Send
 from hearth_gateway.jobs import events
 from hearth_gateway.jobs.lookup import Found, Jobs
 
-_HEADERS: Final = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+_HEADERS: Final = (
+    (b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"),
+)  # fmt: skip
 
 
 async def send_events(

@@ -1,11 +1,11 @@
 """Routes of the function registry."""
 
 import contextlib
+import io
 import json
-import tempfile
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
@@ -27,7 +27,6 @@ from hearth_kit.registry import Registry
 JSON_BYTES_MAX: Final = 2 * 1024 * 1024
 SPEC_BYTES_MAX: Final = 64 * 1024
 _OVERHEAD_BYTES: Final = 256 * 1024
-_SPOOL_BYTES: Final = 1024 * 1024
 
 
 class DeployJson(BaseModel):
@@ -68,7 +67,8 @@ class FunctionRoutes:
             Endpoint("PUT", "/v1/functions/{name}", self.deploy, "Deploy a function", tag, body=body,
                 answers={200: "this version is current already", 201: "a new version", 422: "what is wrong, field by field"}),
             Endpoint("GET", "/v1/functions", self.list, "List functions", tag),
-            Endpoint("GET", "/v1/functions/{name}", self.show, "Show a function", tag, answers={200: "it", 404: "no such function"}),
+            Endpoint("GET", "/v1/functions/{name}", self.show, "Show a function", tag,
+                answers={200: "it", 404: "no such function"}),
             Endpoint("GET", "/v1/functions/{name}/versions", self.versions, "List a function's versions", tag,
                 answers={200: "them", 404: "no such function"}),
             Endpoint("DELETE", "/v1/functions/{name}", self.delete, "Delete a function", tag,
@@ -125,7 +125,8 @@ class FunctionRoutes:
 
     async def versions(self, ask: Ask) -> Response:
         head = await self._head(ask)
-        found = [await self.registry.version(head.tenant, head.function, number) for number in sorted(head.versions, reverse=True)]
+        numbers = sorted(head.versions, reverse=True)
+        found = [await self.registry.version(head.tenant, head.function, number) for number in numbers]
         return JSONResponse({"current": head.current, "versions": [_short(version) for version in found if version is not None]})
 
     async def delete(self, ask: Ask) -> Response:
@@ -183,9 +184,7 @@ async def _json(request: Request, name: str, stack: contextlib.AsyncExitStack) -
         data = source.encode()
     except UnicodeEncodeError as error:
         raise BadRequest("source holds characters that are no text") from error
-    file = stack.enter_context(tempfile.SpooledTemporaryFile(max_size=JSON_BYTES_MAX))
-    file.write(data)
-    return spec, Upload(cast("BinaryIO", file), len(data))
+    return spec, _spooled(data, stack)
 
 
 async def _multipart(request: Request, name: str, stack: contextlib.AsyncExitStack) -> tuple[FunctionSpec, Upload]:
@@ -206,7 +205,7 @@ async def _multipart(request: Request, name: str, stack: contextlib.AsyncExitSta
     stack.push_async_callback(form.close)
     unexpected = sorted(set(form) - {"spec", "code"})
     if unexpected or len(form.multi_items()) != 2 or "code" not in form or "spec" not in form:
-        raise BadRequest("send exactly two parts, spec and code", fix=f"unexpected: {', '.join(unexpected)}" if unexpected else "")
+        raise BadRequest(f"send exactly two parts, spec and code{', not ' if unexpected else ''}{', '.join(unexpected)[:200]}")
     spec = _spec_of(await _text(form["spec"]), name)
     code = form["code"]
     if isinstance(code, UploadFile):
@@ -215,9 +214,11 @@ async def _multipart(request: Request, name: str, stack: contextlib.AsyncExitSta
             raise TooLarge(f"a bundle has at most {CODE_PACKED_BYTES_MAX // 1024 // 1024} MB")
         return spec, Upload(code.file, size, (code.filename or "").rpartition("/")[2])
     data = code.encode()
-    file = stack.enter_context(tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES))
-    file.write(data)
-    return spec, Upload(cast("BinaryIO", file), len(data))
+    return spec, _spooled(data, stack)
+
+
+def _spooled(data: bytes, stack: contextlib.AsyncExitStack) -> Upload:
+    return Upload(stack.enter_context(io.BytesIO(data)), len(data))
 
 
 def _spec_of(text: str, name: str) -> FunctionSpec:

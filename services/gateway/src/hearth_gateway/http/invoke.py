@@ -140,9 +140,7 @@ class _Request:
     def _identity(self, traceparent: Header) -> list[Header]:
         return [traceparent, (b"x-hearth-job", self.job.encode())] if self.job else [traceparent]
 
-    async def _call(
-        self, headers: Headers, server: Context, started: float, traceparent: Header, *, plain_http: bool
-    ) -> int:
+    async def _call(self, headers: Headers, server: Context, started: float, traceparent: Header, *, plain_http: bool) -> int:
         on = self.on
         caller = credentials.caller(headers, on.keyring)
         version = await on.invoker.version(caller.tenant, self.name)
@@ -224,8 +222,9 @@ class _Request:
         on = self.on
         plain_http = wish.http is not None
         claim = await on.idempotency.claim(
-            tenant=caller.tenant, function=self.name, key=key, wanted=wish.input, http=wish.http, job=wish.job, now=wish.submitted_at
-        )
+            tenant=caller.tenant, function=self.name, key=key, wanted=wish.input, http=wish.http, job=wish.job,
+            now=wish.submitted_at,
+        )  # fmt: skip
         self.job = claim.job
         found = None if claim.fresh else await on.jobs.live(caller.tenant, claim.job)
         if found is None and not claim.fresh:

@@ -133,9 +133,7 @@ class JobRoutes:
             raise ResultGone
 
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-            await results.deliver(
-                receive, send, self.objects, of_record(record, body), headers, plain_http=False
-            )
+            await results.deliver(receive, send, self.objects, of_record(record, body), headers, plain_http=False)
 
         return respond
 
@@ -167,5 +165,3 @@ class JobRoutes:
         location = f"/v1/jobs/{job}"
         headers = {"location": location, "x-hearth-job": job, "traceparent": server.header}
         return JSONResponse({"job": job, "state": "PENDING", "location": location, "replay_of": found.job}, 202, headers)
-
-

@@ -48,17 +48,19 @@ class KeyRoutes:
         try:
             wanted = NewKey.model_validate_json(raw or b"{}")
         except ValidationError as error:
+            problems = error.errors(include_url=False)[:20]
             raise InvalidInput(
                 "the key's description does not pass its checks",
-                errors=[FieldError(".".join(map(str, e["loc"])) or "body", e["msg"]) for e in error.errors(include_url=False)[:20]],
+                errors=[FieldError(".".join(map(str, problem["loc"])) or "body", problem["msg"]) for problem in problems],
             ) from error
         secret, key = await self.keyring.make(
-            tenant=wanted.tenant or ask.tenant, name=wanted.name, admin=wanted.admin, rate_per_s=wanted.rate_per_s, burst=wanted.burst
-        )
+            tenant=wanted.tenant or ask.tenant, name=wanted.name, admin=wanted.admin, rate_per_s=wanted.rate_per_s,
+            burst=wanted.burst,
+        )  # fmt: skip
         return JSONResponse({"key": secret, **_shown(key)}, 201, {"cache-control": "no-store"})
 
     async def list(self, _: Ask) -> Response:
-        return JSONResponse({"keys": [_shown(key) for key in self.keyring.all()]})
+        return JSONResponse({"keys": [_shown(key) for key in await self.keyring.all()]})
 
     async def revoke(self, ask: Ask) -> Response:
         await self.keyring.revoke(ask.path("prefix"), by=ask.caller)

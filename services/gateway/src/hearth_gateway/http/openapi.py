@@ -24,7 +24,8 @@ _PROBLEM_SCHEMA: Final = {
             "items": {
                 "type": "object",
                 "properties": {
-                    "field": {"type": "string"}, "message": {"type": "string"}, "line": {"type": "integer"}, "hint": {"type": "string"},
+                    "field": {"type": "string"}, "message": {"type": "string"}, "line": {"type": "integer"},
+                    "hint": {"type": "string"},
                 },
             },
         },
@@ -36,9 +37,10 @@ def document(endpoints: Sequence[Endpoint], *, version: str) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in endpoints:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
+    kinds = (*errors.kinds(), *endings.kinds())
     return {
         "openapi": "3.1.0",
-        "x-codes": [[problem.code, problem.status, problem.title, problem.fix] for problem in (*errors.kinds(), *endings.kinds())],
+        "x-codes": [[kind.code, kind.status, kind.title, kind.fix] for kind in kinds],
         "info": {"title": "Hearth", "version": version, "description": "Functions as a service on machines you own."},
         "paths": paths,
         "components": {
@@ -52,15 +54,15 @@ def document(endpoints: Sequence[Endpoint], *, version: str) -> dict[str, Any]:
 
 
 def _operation(endpoint: Endpoint) -> dict[str, Any]:
+    in_path = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in _IN_PATH.findall(endpoint.path)
+    ]
     operation: dict[str, Any] = {
         "operationId": _operation_id(endpoint),
         "summary": endpoint.summary,
         "tags": [endpoint.tag],
         "security": [] if endpoint.access == "open" else [{"key": []}, {"bearer": []}],
-        "parameters": [
-            *({"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in _IN_PATH.findall(endpoint.path)),
-            *(_parameter(parameter) for parameter in endpoint.parameters),
-        ],
+        "parameters": [*in_path, *(_parameter(parameter) for parameter in endpoint.parameters)],
         "responses": {
             **{str(status): _answer(status, text) for status, text in endpoint.answers.items()},
             "default": {"description": "a problem", "content": _PROBLEM},

@@ -47,7 +47,7 @@ def _refusal(problem: Problem) -> bytes:
 
 _MALFORMED: Final = _refusal(Problem(400, "E_BAD_REQUEST", "This is not HTTP.", fix="send HTTP/1.1"))
 _HEAD_TOO_LARGE: Final = _refusal(
-    Problem(431, "E_HEADERS_TOO_LARGE", "The request's head is too large.", fix=f"send at most {HEAD_BYTES_MAX // 1024} KiB of headers")
+    Problem(431, "E_HEADERS_TOO_LARGE", "The request's head is too large.", fix=f"send less than {HEAD_BYTES_MAX} bytes")
 )
 _TOO_SLOW: Final = _refusal(Problem(408, "E_TOO_SLOW", "The request took too long to arrive.", fix="send it faster"))
 _TOO_MANY: Final = _refusal(
@@ -59,6 +59,10 @@ class HardenedProtocol(HttpToolsProtocol):
     """One connection."""
 
     connections_max = 10_000
+    cycle: Any
+    """None before the first request, which uvicorn's annotation does not say; the same for the two below."""
+    parser: Any
+    app: Any
 
     def __init__(self, config: Any, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None) -> None:
         super().__init__(config, server_state, app_state, _loop)

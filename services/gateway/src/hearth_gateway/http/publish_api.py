@@ -31,10 +31,11 @@ class PublishRoutes:
     def endpoints(self) -> list[Endpoint]:
         answers = {200: "the model's answer", 503: "no model server"}
         return [
-            Endpoint("POST", "/v1/events/{subject}", self.event, "Publish an event", "events", answers={202: "the broker has it"}),
+            Endpoint("POST", "/v1/events/{subject}", self.event, "Publish an event", "events",
+                answers={202: "the broker has it"}),
             *(Endpoint("POST", path, self.model, "Ask a private model", "ai", answers=answers) for path in _AI_POST),
             Endpoint("GET", "/api/tags", self.model, "List private models", "ai", answers=answers),
-        ]
+        ]  # fmt: skip
 
     async def event(self, ask: Ask) -> Response:
         path = ask.path("subject")

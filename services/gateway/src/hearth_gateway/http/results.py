@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Any, Final, cast
 
 from hearth_contracts.calls import Body
 from hearth_gateway import metrics
@@ -28,7 +28,8 @@ _OWN: Final = frozenset({"connection", "keep-alive", "proxy-authenticate", "prox
 _OWN_PREFIX: Final = "x-hearth-"
 _BAD_RESULT: Final = Problem(
     502, "E_FUNCTION_BAD_RESULT", "The function returned something that cannot be sent.",
-    detail="statusCode is not a number from 200 to 599, or a header is malformed", fix="return a valid statusCode and plain headers",
+    detail="statusCode is not a number from 200 to 599, or a header is malformed",
+    fix="return a valid statusCode and plain headers",
 )  # fmt: skip
 
 
@@ -84,11 +85,9 @@ def _shape(status: int | None, headers: Sequence[tuple[str, str]]) -> tuple[int,
     return status, tuple(out)
 
 
-async def stream(
-    receive: Receive, send: Send, objects: Objects, body: Body, status: int, headers: Sequence[Header]
-) -> None:
+async def stream(receive: Receive, send: Send, objects: Objects, body: Body, status: int, headers: Sequence[Header]) -> None:
     """An object through a fixed window. Stops reading when the client is gone; ends the connection when a chunk is."""
-    chunks = objects.read(AREA, body.object)
+    chunks = cast("AsyncGenerator[bytes, None]", objects.read(AREA, body.object))
     try:
         first = await anext(chunks, b"")
     except ObjectMissing as error:
@@ -96,8 +95,11 @@ async def stream(
     gone = asyncio.get_running_loop().create_task(_until_gone(receive), name="client-gone")
     try:
         await send(
-            {"type": "http.response.start", "status": status, "headers": [*headers, (b"content-length", str(body.size).encode())]}
-        )
+            {
+                "type": "http.response.start", "status": status,
+                "headers": [*headers, (b"content-length", str(body.size).encode())],
+            }
+        )  # fmt: skip
         await _send_all(send, _chain(first, chunks), gone)
     except BusError as error:
         # The answer has begun: all that is left is to end the connection short of its Content-Length.

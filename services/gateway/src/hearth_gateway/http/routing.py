@@ -112,9 +112,7 @@ async def _not_routed(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        return problem_response(
-            MethodNotAllowed(fix=f"use {allowed}", headers=((b"allow", allowed.encode()),)).problem
-        )
+        return problem_response(MethodNotAllowed(fix=f"use {allowed}", headers=((b"allow", allowed.encode()),)).problem)
     return problem_response(NotFound().problem)
 
 

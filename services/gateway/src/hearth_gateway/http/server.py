@@ -43,7 +43,8 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}; choose another HEARTH_HTTP_PORT") from error
+        why = f"cannot listen on {host}:{port}: {error.strerror}; choose another HEARTH_HTTP_PORT"
+        raise OSError(error.errno, why) from error
     return listener
 
 
@@ -60,8 +61,9 @@ async def serving(
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # strangers send what is no HTTP all day
     application: Any = app
     config = uvicorn.Config(
-        application, http=Protocol, ws="none", lifespan="off", interface="asgi3", access_log=False, server_header=False, log_config=None,
-        timeout_keep_alive=keep_alive_s, backlog=4096, timeout_graceful_shutdown=max(1, int(drain_s_max)), proxy_headers=False,
+        application, http=Protocol, ws="none", lifespan="off", interface="asgi3", access_log=False, server_header=False,
+        log_config=None, timeout_keep_alive=keep_alive_s, backlog=4096, timeout_graceful_shutdown=max(1, int(drain_s_max)),
+        proxy_headers=False,
     )  # fmt: skip
     server = _Server(config)
     loop = asyncio.get_running_loop()

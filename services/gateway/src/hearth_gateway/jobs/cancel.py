@@ -115,9 +115,9 @@ class Canceller:
                 result=Body(size=0), attempt=found.states[-1].attempt if found.states else 1,
                 timings=Timings(submitted_at=call.submitted_at, finished_at=now),
             ),
-            input=call.input, log=Body(content_type="text/plain", size=0), http=call.http, trace_id=found.trace_id, depth=call.depth,
-            persist=version is None or version.spec.persist is Persist.ALL,
-            parent=call.parent, replay_of=call.replay_of, recorded_at=now,
+            input=call.input, log=Body(content_type="text/plain", size=0), http=call.http, trace_id=found.trace_id,
+            persist=version is None or version.spec.persist is Persist.ALL, depth=call.depth, parent=call.parent,
+            replay_of=call.replay_of, recorded_at=now,
         )  # fmt: skip
         return record, whole.input
 
@@ -160,5 +160,3 @@ class Canceller:
 
     async def drain(self) -> None:
         await self._tasks.drain(ASK_S_MAX)
-
-

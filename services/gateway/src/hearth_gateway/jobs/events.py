@@ -44,9 +44,7 @@ async def logs_after(jobs: Jobs, tenant: str, job: str, sequence: int) -> AsyncI
             continue
 
 
-async def stream(
-    jobs: Jobs, found: Found, cursor: Cursor, *, heartbeat_s: float, trace_id: str = ""
-) -> AsyncIterator[bytes]:
+async def stream(jobs: Jobs, found: Found, cursor: Cursor, *, heartbeat_s: float, trace_id: str = "") -> AsyncIterator[bytes]:
     """Server-sent events from the cursor on. Ends with the final, or when the gateway stops: the client comes back with its
     `Last-Event-ID`."""
     told = _Told(jobs, found, cursor)
@@ -145,5 +143,3 @@ async def follow_log(jobs: Jobs, found: Found) -> AsyncIterator[bytes]:
                     yield ended[0].parts(ended[1])[2]
                 return
             await watch.wait(RECHECK_S)
-
-

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Final, Self
 
 from hearth_contracts import names, streams, subjects
@@ -51,7 +50,7 @@ class Watch:
             self._subscriptions.append(await self._bus.subscribe(subject, self._wake))
         return self
 
-    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._among.discard(self)
         for subscription in self._subscriptions:
             with contextlib.suppress(Exception):  # the connection may be gone, and the subscription with it
@@ -160,9 +159,7 @@ class Jobs:
         return (await self._ask(query)).body
 
     async def _ask(self, query: ArchiveQuery) -> Message:
-        headers = contract_headers(
-            meta=query, contract="archive.v1", msg_id="", traceparent="", expect_last=None, headers=None
-        )
+        headers = contract_headers(meta=query, contract="archive.v1", msg_id="", traceparent="", expect_last=None, headers=None)
         try:
             return await self.bus.request(subjects.ARCHIVE, headers=headers, timeout_s=ARCHIVE_S_MAX)
         except BusError as error:

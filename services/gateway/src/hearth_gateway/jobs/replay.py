@@ -1,5 +1,6 @@
 """The same call again, as a new job, with the recorded input."""
 
+from hearth_contracts import names
 from hearth_contracts.calls import BODY_BYTES_MAX, Body
 from hearth_gateway.calls.bodies import AREA, Input
 from hearth_gateway.calls.invoker import Invoker, Wish
@@ -8,12 +9,9 @@ from hearth_gateway.jobs.lookup import Found
 from hearth_kit.clock import Clock
 from hearth_kit.objects import ObjectMissing, Objects
 from hearth_kit.tracing import Context
-from hearth_contracts import names
 
 
-async def replay(
-    found: Found, *, invoker: Invoker, objects: Objects, clock: Clock, caller: str, server: Context
-) -> str:
+async def replay(found: Found, *, invoker: Invoker, objects: Objects, clock: Clock, caller: str, server: Context) -> str:
     """Submit it on the async lane, at the function's current version; the new job's id."""
     record = found.record
     if record is None:
@@ -31,9 +29,7 @@ async def replay(
         if len(inline) != record.input.size:
             raise InputGone
         wanted = Input(record.input, inline)
-    wish = Wish(
-        job=job, version=version, input=wanted, submitted_at=now, caller=caller, http=record.http, replay_of=record.job
-    )
+    wish = Wish(job=job, version=version, input=wanted, submitted_at=now, caller=caller, http=record.http, replay_of=record.job)
     await invoker.submit(wish, server)
     return job
 

@@ -57,7 +57,8 @@ def _derived(record: Record) -> list[dict[str, Any]]:
         return span_id
 
     ended = timings.finished_at or record.recorded_at
-    root = add("gateway", f"call {record.function}", started, ended, None, **{"faas.name": record.function, "faas.invocation_id": record.job})
+    who = {"faas.name": record.function, "faas.invocation_id": record.job}
+    root = add("gateway", f"call {record.function}", started, ended, None, **who)
     if timings.placed_at:
         add("scheduler", "wait", started, timings.placed_at, root)
     if timings.accepted_at:

@@ -25,8 +25,8 @@ def of_record(record: Record, body: bytes) -> dict[str, Any]:
     view = _frame(record.job, record.function, record.version, ending.state.value)
     view.update(
         lane=record.lane.value, reason=ending.reason.value if ending.reason else None, attempts=ending.attempt,
-        trace_id=record.trace_id, replay_of=record.replay_of or None, log_truncated=record.log_truncated, log_bytes=record.log.size,
-        recorded_at=record.recorded_at,
+        trace_id=record.trace_id, replay_of=record.replay_of or None, log_truncated=record.log_truncated,
+        log_bytes=record.log.size, recorded_at=record.recorded_at,
     )  # fmt: skip
     _add_ending(view, ending, record.parts(body)[1])
     return view
@@ -73,7 +73,8 @@ def _frame(job: str, function: str, version: int | None, state: str) -> dict[str
 
 def _add_ending(view: dict[str, Any], ending: Ending, result: bytes) -> None:
     view.update(
-        start=ending.start.value, timings=ending.timings.model_dump(), usage=ending.usage.model_dump(), executor=ending.executor or None,
+        start=ending.start.value, timings=ending.timings.model_dump(), usage=ending.usage.model_dump(),
+        executor=ending.executor or None,
     )  # fmt: skip
     problem = endings.failure(ending)
     if problem is not None:
