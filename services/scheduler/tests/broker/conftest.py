@@ -1,0 +1,30 @@
+"""A scheduler on a real broker."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import uvloop
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from scheduler_world import World  # noqa: E402
+
+from hearth_kit.nats_bus import NatsBus  # noqa: E402
+from hearth_kit.pytest_plugin import Broker, broker, bus, own_broker  # noqa: E402, F401
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that the services run on."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+async def world(broker: Broker, bus: NatsBus) -> AsyncIterator[World]:  # noqa: F811
+    async with contextlib.AsyncExitStack() as stack:
+        made = World(bus, broker.url, stack)
+        await made.start()
+        yield made
