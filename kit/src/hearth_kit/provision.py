@@ -1,11 +1,15 @@
 """Making what the bus needs. File streams are made once, on an empty store; memory streams at each broker start."""
 
-from hearth_contracts import registry, streams
+from typing import Final
+
+from hearth_contracts import streams
 from hearth_contracts.streams import Stream
 from hearth_kit.bus import Bus, ConsumerSpec
 
 #: A scheduler that dies with work in its hands gives it to the next one after this.
-SCHEDULER_ACK_WAIT_S = 5.0
+SCHEDULER_ACK_WAIT_S: Final = 5.0
+#: What a stream's promises rest on; sizes are the operator's.
+_CHECKED: Final = ("subjects", "retention", "storage", "discard", "max_msgs_per_subject", "max_age")
 
 
 async def provision(bus: Bus, *, replicas: int = 1, only: tuple[Stream, ...] = streams.STREAMS) -> None:
@@ -22,19 +26,21 @@ async def remake_memory(bus: Bus, *, replicas: int = 1) -> list[str]:
 
 
 async def problems(bus: Bus, names: tuple[str, ...]) -> dict[str, str]:
-    """File streams that are missing or altered, each with its fix. They are never silently remade: what they held
-    is gone, and somebody must know."""
+    """File streams that are missing or altered, each with its fix.
+
+    They are never silently made again: what they held is gone, and somebody must know.
+    """
     wrong: dict[str, str] = {}
     for name in names:
-        stream = next(stream for stream in streams.STREAMS if stream.name == name)
+        fix = f"run ./hearth doctor --fix --remake {name}"
         info = await bus.stream_info(name)
         if info is None:
-            wrong[name] = f"stream {name} is missing; what it held is lost: restore the broker's store, or run ./hearth doctor --fix --remake {name}"
+            wrong[name] = f"stream {name} is missing; what it held is lost: restore the broker's store, or {fix}"
             continue
-        wanted = stream.config()
-        for key in ("subjects", "retention", "storage", "discard", "max_msgs_per_subject", "max_age"):
-            if info.config.get(key) != wanted[key]:
-                wrong[name] = f"stream {name} was altered ({key}): run ./hearth doctor --fix --remake {name}"
+        wanted = next(stream for stream in streams.STREAMS if stream.name == name).config()
+        altered = [key for key in _CHECKED if info.config.get(key) != wanted[key]]
+        if altered:
+            wrong[name] = f"stream {name} was altered ({', '.join(altered)}): {fix}"
     return wrong
 
 
@@ -43,6 +49,3 @@ def scheduler_consumers() -> tuple[ConsumerSpec, ...]:
         ConsumerSpec(name, streams.SCHEDULER_CONSUMER, ack_wait_s=SCHEDULER_ACK_WAIT_S)
         for name in ("CALLS", "OUTCOMES", "OUTCOMES_SYNC")
     )
-
-
-SERVICES = registry.SERVICES
