@@ -49,6 +49,15 @@ async def test_reading_asks_ahead_and_no_further_than_its_window(bus, monkeypatc
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "object-get"]
 
 
+async def test_an_object_written_again_right_after_its_removal_is_there(bus):
+    """The broker remembers ids of messages for a while; a second writing is no repetition of the first."""
+    objects = Objects(bus)
+    for body in (b"first", b"second"):
+        await objects.put("bodies", "o", body)
+        assert await objects.get("bodies", "o") == body
+        await objects.delete("bodies", "o")
+
+
 async def test_an_object_removed_while_it_is_read_is_missing(bus):
     objects = Objects(bus)
     await objects.put("bodies", "o", bytes(8 * MIB))

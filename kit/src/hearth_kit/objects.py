@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import secrets
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Final
@@ -43,6 +44,8 @@ class Writer:
         self._content_type = content_type
         self._buffer = bytearray()
         self._hash = hashlib.sha256()
+        #: An id that was written and removed a moment ago may be written again: the broker remembers message ids.
+        self._nonce = secrets.token_hex(4)
         self._flying: deque[asyncio.Task[Ack]] = deque()
         self.size = 0
         self.chunks = 0
@@ -60,11 +63,8 @@ class Writer:
 
     async def _publish(self, chunk: bytes) -> None:
         subject = subjects.object_chunk(self._area, self._id, self.chunks)
-        self._flying.append(
-            asyncio.get_running_loop().create_task(
-                self._bus.publish(subject, chunk, msg_id=f"{self._id}.{self.chunks}", timeout_s=30), name="object-chunk"
-            )
-        )
+        publishing = self._bus.publish(subject, chunk, msg_id=f"{self._id}.{self._nonce}.{self.chunks}", timeout_s=30)
+        self._flying.append(asyncio.get_running_loop().create_task(publishing, name="object-chunk"))
         self.chunks += 1
         if len(self._flying) >= WINDOW_CHUNKS:
             await self._flying.popleft()
@@ -79,7 +79,7 @@ class Writer:
             id=self._id, size=self.size, chunks=self.chunks, sha256=self._hash.hexdigest(), content_type=self._content_type
         )
         await self._bus.publish(
-            subjects.object_meta(self._area, self._id), meta=meta, contract="object.v1", msg_id=f"{self._id}.meta"
+            subjects.object_meta(self._area, self._id), meta=meta, contract="object.v1", msg_id=f"{self._id}.{self._nonce}.meta"
         )
         return meta
 
