@@ -22,8 +22,9 @@ from hearth_cli.local.engine_api import EngineApi
 pytestmark = [pytest.mark.platform, pytest.mark.broker]
 
 
-def hearth(*words: str, timeout_s: float = 200) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "hearth_cli", *words], capture_output=True, text=True, timeout=timeout_s)
+def hearth(*words: str, env: dict[str, str] | None = None, timeout_s: float = 200) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "hearth_cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env={**os.environ, **(env or {})})
 
 
 def free_port() -> int:
@@ -204,3 +205,32 @@ def test_a_function_is_written_deployed_called_and_looked_up(data: DataDir, tmp_
         assert refused.returncode == 1
         assert "line 2" in refused.stderr
         assert "memory_mb" in refused.stderr
+
+
+def test_without_an_engine_it_starts_and_says_what_is_off(data: DataDir, tmp_path: Path) -> None:
+    env = {"DOCKER_HOST": f"unix://{tmp_path}/none.sock"}
+    port = free_port()
+    try:
+        done = hearth("up", "--detach", "--no-install", "--data", str(data.root), "--port", str(port), env=env)
+        assert done.returncode == 0, done.stdout + done.stderr + logs(data)
+        assert "off: " in done.stdout
+        assert "./hearth doctor --fix" in done.stdout
+        assert all(row["state"] == "ready" for row in status(data)["processes"])
+        assert hearth("doctor", "--data", str(data.root), env=env).returncode == 0
+    finally:
+        hearth("down", "--data", str(data.root), env=env)
+
+
+@pytest.mark.long
+@pytest.mark.docker
+def test_a_cluster_answers_while_one_broker_is_away(data: DataDir, tmp_path: Path) -> None:
+    """While the two others choose who leads, calls are refused with Retry-After; then they are answered."""
+    with up(data, "--profile", "cluster"):
+        where = ("--data", str(data.root))
+        hearth("new", "greet", "--in", str(tmp_path))
+        assert hearth("deploy", str(tmp_path / "greet"), *where).returncode == 0
+        for name in ("broker-1", "broker-2", "broker-3"):
+            pid = next(row["pid"] for row in status(data)["processes"] if row["name"] == name)
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: hearth("invoke", "greet", *where).stdout == '{"message":"Hello, world!"}\n', within_s=60)
+            until(lambda: all(row["state"] == "ready" for row in status(data)["processes"]), within_s=60)

@@ -60,7 +60,7 @@ def mend(findings: list[Finding]) -> list[Finding]:
             left.append(finding)
             continue
         try:
-            with terminal.step(f"{finding.name}: {finding.fix}") as step:
+            with terminal.step(finding.name) as step:
                 finding.mend(step)
         except CommandError as error:
             terminal.show_error(error)
@@ -75,7 +75,9 @@ def make_ready(*, install: bool) -> list[str]:
     if install and any(finding.mend for finding in missing):
         terminal.note("something is missing here; installing it (--no-install leaves it)")
         missing = mend(missing)
-    return [f"{finding.says}; mend it with: {finding.fix}" for finding in missing]
+    # Images are no news where there is no engine to keep them in.
+    told = [finding for finding in missing if finding.name == "engine"] or missing
+    return [f"{finding.says}; mend it with: {finding.fix}" for finding in told]
 
 
 def _remake(data: DataDir, stream: str, *, allowed: bool) -> None:

@@ -16,7 +16,7 @@ from hearth_cli.local.data_dir import DataDir
 from hearth_cli.local.log_file import LogFile
 
 #: How often a starting process is asked whether it is ready.
-READY_POLL_S: Final = 0.05
+READY_POLL_S: Final = 0.1
 _READ_BYTES: Final = 65_536
 
 
