@@ -9,7 +9,6 @@ import pytest
 
 from tests.support.platform import Client, Platform, client, started
 
-pytest_plugins = ["hearth_kit.pytest_plugin"]
 
 
 @pytest.fixture(scope="session")

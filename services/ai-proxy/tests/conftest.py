@@ -16,7 +16,6 @@ from hearth_kit.nats_bus import NatsBus, connect
 from hearth_kit.provision import provision
 from hearth_kit.pytest_plugin import Broker
 
-pytest_plugins = ["hearth_kit.pytest_plugin"]
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,6 @@ from hearth_kit.provision import provision
 from hearth_kit.pytest_plugin import Broker
 from hearth_persister import reading
 
-pytest_plugins = ["hearth_kit.pytest_plugin"]
 
 
 @dataclass
