@@ -65,7 +65,7 @@ async def serve(settings: Settings) -> None:
         await subscription.stop()
         await answers.drain(settings.drain_s_max / 2)
         for line in lines:
-            await line.stop()
+            line.stop()
         await asyncio.wait(writing, timeout=settings.drain_s_max / 2)
         for task in (*writing, *side):
             task.cancel()

@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 #: A page's jobs at most: with their words under half of what a message may hold.
 PAGE_JOBS_MAX: Final = 1000
 MISSING: Final = "Hearth-Missing"
+#: Questions about jobs that do not exist must not have a standby list the store each time.
+FRESH_S: Final = 0.2
 
 Answer = tuple[bytes, Mapping[str, str]]
 
@@ -70,7 +72,7 @@ class Archive:
     async def _find(self, line: Line, query: ArchiveQuery) -> Answer | None:
         place = await line.index.place(query.tenant, query.job)
         if place is None and not line.active:
-            await line.catch_up()  # another process writes: it may have written this a moment ago
+            await line.catch_up(fresh_s=FRESH_S)  # another process writes: it may have written this a moment ago
             place = await line.index.place(query.tenant, query.job)
         if place is None:
             return None

@@ -181,12 +181,13 @@ class Intake:
 
     # The writer's side
 
-    def close_due(self, *, everything: bool = False) -> None:
-        """Close what can hold nothing more; at the end, what there is."""
-        if everything:
+    def close_due(self, *, full: bool = False) -> None:
+        """Close what can hold nothing more. `full`: also where nothing more can be held at all."""
+        now = self._clock.monotonic()
+        if full and self.full and not self.closed:
             self._closed(self._cutter.close())
-        elif not self._early and (due := self.due_at) is not None and self._clock.monotonic() >= due:
-            self._closed(self._cutter.close_due(self._clock.monotonic()))
+        elif not self._early and (due := self.due_at) is not None and now >= due:
+            self._closed(self._cutter.close_due(now))
 
     def done(self, batch: Batch) -> None:
         """A batch is in the store, or holds nothing that the store lacks."""

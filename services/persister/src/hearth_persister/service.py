@@ -88,6 +88,8 @@ class Line:
         self._encoder = encoder
         self._changed = changed
         self._following = asyncio.Lock()
+        self._followed_at = float("-inf")
+        self._unreadable_end = ""
         self._stopping = asyncio.Event()
         self.breaker = Breaker(settings.retry_s, settings.retry_s_max)
         self.active = False
@@ -121,8 +123,8 @@ class Line:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), self.breaker.wait_s or self._settings.retry_s)
 
-    async def stop(self) -> None:
-        """Write what is here, and begin nothing new."""
+    def stop(self) -> None:
+        """Store what is here, and begin nothing new: `run` returns then."""
         self._stopping.set()
 
     async def _turn(self) -> None:
@@ -191,26 +193,46 @@ class Line:
 
     # Where the chain ends
 
-    async def catch_up(self) -> None:
-        """Take into the index what the store holds and it does not."""
+    async def catch_up(self, *, fresh_s: float = 0) -> None:
+        """Take into the index what the store holds and it does not. Nothing to do if that was done `fresh_s` ago."""
         async with self._following:
+            if self._clock.monotonic() - self._followed_at < fresh_s:
+                return
             head = await self.index.head()
             if head is not None and not await self._holds(head.key):
                 _log.warning("the store is not the one its index knows: the index is made anew", extra={"store": self.store.name})
                 await self.index.clear()
                 head = None
+            self._unreadable_end = ""
             found: list[tuple[str, Directory]] = []
             async for key in self.store.list(object_key.SEGMENTS, after=head.key if head else ""):
                 if object_key.parse_segment(key) is None:
                     continue
                 directory = await self.directory(key)
-                if directory is not None:
-                    found.append((key, directory))
+                if directory is None:
+                    self._unreadable_end = key
+                    continue
+                self._unreadable_end = ""
+                found.append((key, directory))
                 if len(found) >= CATCH_UP_SEGMENTS:
                     await self.index.add(found)
                     found = []
             if found:
                 await self.index.add(found)
+            self._followed_at = self._clock.monotonic()
+
+    async def _mend_end(self) -> None:
+        """A last segment that does not read would stop the chain for good: it is put aside, and what the broker still
+        holds of it is written anew. One in the middle stays where it is, for `reading.inspect` to report."""
+        key = self._unreadable_end
+        if not key:
+            return
+        content = await self.store.get(key)
+        digest = hashlib.sha256(content).hexdigest()
+        await self.store.put_new(object_key.unreadable(key, digest), content, sha256=digest)
+        await self.store.delete(key)
+        self._unreadable_end = ""
+        _log.error("the last segment does not read and was put aside", extra={"store": self.store.name, "key": key})
 
     async def _holds(self, key: str) -> bool:
         async for found in self.store.list(key.rpartition("/")[0] + "/", after=key[:-1]):
@@ -266,6 +288,7 @@ class Line:
     async def _write_until(self, held: Held) -> None:
         await self.store.check()
         await self.catch_up()
+        await self._mend_end()
         self.epoch, self.stored = await self._position()
         await self.ensure_consumer()
         consumer = self.consumer
@@ -288,14 +311,19 @@ class Line:
                     raise StreamMissing(f"consumer {consumer}: {intake.gone}")
                 if (hole := intake.hole) is not None:
                     await self._fetch(intake, hole, held)
-                await self._step(intake, held)
+                await self._step(intake)
+            if self._stopping.is_set():
+                await self._finish(intake, held)
         finally:
             await pump.stop()
-        if self._stopping.is_set() and not held.lost.is_set():
-            intake.close_due(everything=True)
-            await self._write_closed(intake)
 
-    async def _step(self, intake: Intake, held: Held) -> None:
+    async def _finish(self, intake: Intake, held: Held) -> None:
+        """Before the end, store what is here, cut where it would have been cut: within a second, the broker has the rest."""
+        last = intake.next - 1
+        while intake.stored < last and intake.hole is None and not intake.gone and not held.lost.is_set():
+            await self._step(intake)
+
+    async def _step(self, intake: Intake) -> None:
         """Wait until something is to be done, and do it."""
         if not intake.closed:
             due = intake.due_at
@@ -311,7 +339,7 @@ class Line:
         """Read the stream itself from what is due up to here, several at once, holding no more than may be held."""
         while intake.next <= up_to and not held.lost.is_set() and not self._stopping.is_set():
             if intake.full or intake.closed:
-                intake.close_due(everything=intake.full and not intake.closed)
+                intake.close_due(full=True)
                 await self._write_closed(intake)
                 continue
             # The first by search, since there may be a great hole where records have left; the next ones by number.

@@ -90,8 +90,8 @@ class Cutter:
         return self._close("age") if due is not None and now >= due else None
 
     def close(self) -> Batch | None:
-        """What is open, when the process ends."""
-        return self._close("end") if self._open.entries else None
+        """What is open, when no more of it can be held in memory."""
+        return self._close("memory") if self._open.entries else None
 
     def _close(self, cause: str) -> Batch:
         closed = self._open

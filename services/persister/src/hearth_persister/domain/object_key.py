@@ -3,6 +3,7 @@
     segments/<epoch>/<sequence / 10,000>/<first sequence>.seg      small records, in the order of the stream
     objects/<tenant>/<function>/<day>/<job>.<part>                 large inputs, results and logs
     undecodable/<epoch>/<sequence>.msg                             what came as a record and is none
+    unreadable/<epoch>/<first sequence>.<hash>.seg                 a last segment that was damaged, put aside
 """
 
 import datetime as dt
@@ -62,6 +63,13 @@ def undecodable(epoch_name: str, sequence: int) -> str:
     if _EPOCH.fullmatch(epoch_name) is None:
         raise ValueError(f"no epoch is called {epoch_name!r}")
     return f"undecodable/{epoch_name}/{sequence:016d}.msg"
+
+
+def unreadable(segment_key: str, sha256: str) -> str:
+    parsed = parse_segment(segment_key)
+    if parsed is None:
+        raise ValueError(f"{segment_key[:80]!r} is no segment")
+    return f"unreadable/{parsed[0]}/{parsed[1]:016d}.{sha256[:16]}.seg"
 
 
 def valid(key: str) -> str:
