@@ -245,26 +245,49 @@ async def test_readings_come_from_the_kernels_files_within_microseconds(start_ba
         assert best < 100e-6
 
 
-async def test_a_frozen_container_uses_no_processor_and_can_still_be_killed(start_backend, one_file):
+SPINNER = """
+import threading, time
+ticks = 0
+def spin():
+    global ticks
+    while True:
+        ticks += 1
+threading.Thread(target=spin, daemon=True).start()
+def handle(event, context):
+    return ticks
+"""
+
+
+async def test_what_a_function_left_running_rests_between_calls(start_backend, one_file):
+    """PROMISES 71: a thread that keeps running after the reply gets no processor until the next call."""
     async with start_backend() as backend:
-        spinner = one_file(
-            "import threading\ndef spin():\n    while True: pass\n"
-            "threading.Thread(target=spin, daemon=True).start()\n" + ECHO,
-            cpu=1, isolation="reuse",
-        )  # fmt: skip
+        spinner = one_file(SPINNER, cpu=1, isolation="reuse")
         unit = await backend.make(spinner.version, spinner.chunks)
         container = container_of(unit)
+        assert (await spinner.call(unit)).reason is None
         before = container.cgroup.read().cpu_us
-        await until(lambda: container.cgroup.read().cpu_us > before + 50_000)
-        assert container.cgroup.freeze()
+        await until(lambda: container.cgroup.read().cpu_us > before + 50_000)  # it does run
+        backend.give_back(unit, reusable=True)
+        await until(lambda: unit.frozen)
         await asyncio.sleep(0.05)
         frozen = container.cgroup.read().cpu_us
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.3)
         assert container.cgroup.read().cpu_us - frozen < 5_000
-        pidfd = os.pidfd_open(container.pid)
-        backend.give_back(unit, reusable=False)
+        assert (await spinner.once(backend)).reason is None
+        assert backend.take(spinner.version) is unit
+        backend.give_back(unit, reusable=True)
+        await until(lambda: unit.frozen)
+
+
+async def test_a_frozen_container_can_be_killed(start_backend, one_file):
+    async with start_backend() as backend:
+        spinner = one_file(SPINNER, isolation="reuse")
+        unit = await backend.make(spinner.version, spinner.chunks)
+        assert container_of(unit).cgroup.freeze()
+        pidfd = os.pidfd_open(container_of(unit).pid)
         ended = asyncio.Event()
         asyncio.get_running_loop().add_reader(pidfd, ended.set)
+        backend.give_back(unit, reusable=False)
         await asyncio.wait_for(ended.wait(), 5)
         asyncio.get_running_loop().remove_reader(pidfd)
         os.close(pidfd)

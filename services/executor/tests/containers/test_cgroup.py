@@ -194,7 +194,7 @@ def test_a_process_is_believed_by_its_control_group_alone(tmp_path):
 
 def test_locate_prefers_version_1_in_a_hybrid_and_gives_up_quietly(tmp_path):
     memory = tmp_path / "memory"
-    write_tree(memory, {f"docker/{ID}/memory.usage_in_bytes": "1\n"})
+    write_tree(memory, {f"docker/{ID}/memory.usage_in_bytes": "1\n", f"docker/{ID}/memory.max_usage_in_bytes": "1\n"})
     unified = write_tree(tmp_path / "unified", {f"docker/{ID}/cgroup.procs": ""})
     write_tree(tmp_path, {
         "self/mountinfo": f"1 1 0:1 / {memory} rw - cgroup cgroup rw,memory\n2 1 0:2 / {unified} rw - cgroup2 cgroup2 rw\n",
@@ -208,3 +208,5 @@ def test_locate_prefers_version_1_in_a_hybrid_and_gives_up_quietly(tmp_path):
     assert cgroup.locate(9, proc=tmp_path) is None
     (unified / f"docker/{ID}/memory.current").write_text("1\n")
     assert getattr(cgroup.locate(8, proc=tmp_path), "version", None) == 2
+    (memory / f"docker/{ID}/memory.max_usage_in_bytes").unlink()
+    assert cgroup.locate(7, proc=tmp_path) is None, "a container that ends while it is looked at"

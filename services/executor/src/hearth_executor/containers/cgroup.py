@@ -135,7 +135,7 @@ def locate(pid: int, *, proc: Path = Path("/proc")) -> "Group | None":
         mounts = parse_mounts((proc / "self/mountinfo").read_text())
         found = folders(mounts, parse_membership((proc / str(pid) / "cgroup").read_text()))
         if "memory" in found:
-            return GroupV1(found)
+            return GroupV1(found)  # raises where a file is missing: the container has ended
         if "" in found and (found[""] / "memory.current").exists():
             return GroupV2(found[""])
     except OSError:
@@ -165,13 +165,20 @@ class GroupV1:
         self._folders = found
         self._files = _Files()
         self.path = found["memory"]
+        opened = self._files.descriptor
+        try:
+            self._usage = opened(self.path / "memory.usage_in_bytes", os.O_RDONLY)
+            self._peak = opened(self.path / "memory.max_usage_in_bytes", os.O_RDONLY)
+            self._cpu = opened(found["cpuacct"] / "cpuacct.usage", os.O_RDONLY) if "cpuacct" in found else -1
+        except OSError:
+            self._files.close()
+            raise
 
     def read(self) -> Reading:
-        read = self._files.integer
         return Reading(
-            memory_bytes=read(self.path / "memory.usage_in_bytes"),
-            peak_bytes=read(self.path / "memory.max_usage_in_bytes"),
-            cpu_us=read(self._folders["cpuacct"] / "cpuacct.usage") // 1000 if "cpuacct" in self._folders else 0,
+            memory_bytes=int(os.pread(self._usage, 32, 0)),
+            peak_bytes=int(os.pread(self._peak, 32, 0)),
+            cpu_us=int(os.pread(self._cpu, 32, 0)) // 1000 if self._cpu >= 0 else 0,
         )
 
     def reset_peak(self) -> bool:
@@ -180,8 +187,8 @@ class GroupV1:
     def events(self) -> Events:
         pids = self._folders.get("pids")
         return Events(
-            oom_kills=self._files.field(self.path / "memory.oom_control", "oom_kill"),
-            pids_refused=self._files.field(pids / "pids.events", "max") if pids else 0,
+            oom_kills=self._files.field(self.path / "memory.oom_control", b"oom_kill"),
+            pids_refused=self._files.field(pids / "pids.events", b"max") if pids else 0,
         )
 
     def pids(self) -> list[int]:
@@ -232,9 +239,10 @@ class GroupV2:
         #: A reset counts for the descriptor it was written through (kernel 6.12 and later); older kernels refuse to open
         #: this file for writing.
         self._peak = _open(folder / "memory.peak", os.O_RDWR)
+        self._current = self._files.descriptor(folder / "memory.current", os.O_RDONLY)
 
     def read(self) -> Reading:
-        current = self._files.integer(self.path / "memory.current")
+        current = int(os.pread(self._current, 32, 0))
         return Reading(memory_bytes=current, peak_bytes=self._read_peak(current), cpu_us=self._cpu_us())
 
     def _read_peak(self, current: int) -> int:
@@ -246,7 +254,7 @@ class GroupV2:
             return current
 
     def _cpu_us(self) -> int:
-        return self._files.field(self.path / "cpu.stat", "usage_usec")
+        return self._files.field(self.path / "cpu.stat", b"usage_usec")
 
     def reset_peak(self) -> bool:
         if self._peak < 0:
@@ -259,8 +267,8 @@ class GroupV2:
 
     def events(self) -> Events:
         return Events(
-            oom_kills=self._files.field(self.path / "memory.events", "oom_kill"),
-            pids_refused=self._files.field(self.path / "pids.events", "max"),
+            oom_kills=self._files.field(self.path / "memory.events", b"oom_kill"),
+            pids_refused=self._files.field(self.path / "pids.events", b"max"),
         )
 
     def pids(self) -> list[int]:
@@ -296,30 +304,33 @@ class _Files:
     def __init__(self) -> None:
         self._open = dict[tuple[Path, int], int]()
 
-    def _descriptor(self, path: Path, flags: int) -> int:
+    def descriptor(self, path: Path, flags: int) -> int:
         descriptor = self._open.get((path, flags))
         if descriptor is None:
             descriptor = self._open[path, flags] = os.open(path, flags | os.O_CLOEXEC)
         return descriptor
 
     def text(self, path: Path) -> bytes:
-        return os.pread(self._descriptor(path, os.O_RDONLY), 4096, 0)
+        return os.pread(self.descriptor(path, os.O_RDONLY), 4096, 0)
 
     def integer(self, path: Path) -> int:
         return int(self.text(path))
 
-    def field(self, path: Path, name: str) -> int:
+    def field(self, path: Path, name: bytes) -> int:
         """One line `name value` of a file; 0 where this kernel lacks the file or the line."""
         try:
             text = self.text(path)
         except FileNotFoundError:
             return 0
-        match = re.search(rb"^%b (\d+)$" % name.encode(), text, re.MULTILINE)
-        return int(match[1]) if match else 0
+        for line in text.splitlines():
+            word, _, value = line.partition(b" ")
+            if word == name:
+                return int(value)
+        return 0
 
     def write(self, path: Path, value: str) -> bool:
         try:
-            os.pwrite(self._descriptor(path, os.O_WRONLY), value.encode(), 0)
+            os.pwrite(self.descriptor(path, os.O_WRONLY), value.encode(), 0)
         except OSError:
             return False
         return True
