@@ -59,7 +59,7 @@ async def _hold(bus, holder):
 async def test_it_is_kept_for_longer_than_its_time_to_live(bus, broker, short):
     async with another(broker, "b") as other, role(bus, "a").hold() as held:
         standing_by = asyncio.create_task(_hold(other, "b"))
-        await asyncio.sleep(2.5)
+        await asyncio.sleep(2.5)  # longer than the lease lasts: nothing may happen
         assert (held.ours, held.lost.is_set(), standing_by.done()) == (True, False, False)
         standing_by.cancel()
 
@@ -91,7 +91,7 @@ async def test_a_renewal_whose_acknowledgement_was_lost_is_its_own(bus, short):
     async with role(bus, "a").hold() as held:
         last = await bus.get_last("KV_LEASES", "$KV.LEASES.test")
         await bus.publish("$KV.LEASES.test", last.message.body, headers={"Nats-TTL": "1s"})  # the same holder, a revision unknown
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(1.5)  # longer than the key lives
         assert held.ours
         assert not held.lost.is_set()
 
