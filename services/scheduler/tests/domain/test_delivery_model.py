@@ -256,6 +256,17 @@ class DeliveryMachine(RuleBasedStateMachine):
             real.taken.clear()
         term.fleet.bury(real.id)
 
+    @rule(which=st.integers(0, 5))
+    def forget(self, which: int) -> None:
+        """A run is gone while its stream remembers its id; the call behind it was not acknowledged."""
+        runs = [(real, run) for real in self.executors.values() for run in real.stream]
+        if not runs:
+            return
+        real, run = runs[which % len(runs)]
+        if any(message.call.job == run.call.job for message in self.waiting):
+            real.stream.remove(run)
+            self.active.unacknowledged.clear()
+
     @rule()
     def sweep(self) -> None:
         """A scheduler that did not know better may place on an executor that is buried already."""
@@ -276,6 +287,8 @@ class DeliveryMachine(RuleBasedStateMachine):
     def no_attempt_beyond_the_policy(self) -> None:
         for job, attempt, _ in self.owners:
             assert attempt <= POLICY.attempts, job
+        for job, count in self.executions.items():
+            assert count <= POLICY.attempts + LOSSES_MAX, job
 
     def teardown(self) -> None:
         """Nothing more goes wrong: every job ends, and no stream holds anything."""
@@ -291,12 +304,15 @@ class DeliveryMachine(RuleBasedStateMachine):
                 self.acknowledged(0)
             for number in range(len(self.executors)):
                 self.take_in(number)
+            for number in range(len(self.executors)):
                 self.finish(number, failed=False, settled=True)
             if not self.waiting and not any(real.stream or real.taken for real in self.executors.values()):
                 break
         jobs = {f"f-{number:026d}" for number in range(1, self.number + 1)}
         assert {job for job, finals in self.records.items() if finals} == jobs
         assert not self.waiting
+        self.one_owner_and_one_final()
+        self.no_attempt_beyond_the_policy()
 
 
 TestDelivery = DeliveryMachine.TestCase
