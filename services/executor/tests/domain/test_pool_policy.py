@@ -1,10 +1,11 @@
 """What the pool creates, keeps and lets go, as tables: no engine, no clock."""
 
 import pytest
-from hearth_executor.domain import pool
-from hearth_executor.domain.pool import Demand, IdleUnit, Plan, Policy, Shelf, ShelfState
 from hypothesis import given
 from hypothesis import strategies as st
+
+from hearth_executor.domain import pool
+from hearth_executor.domain.pool import Demand, IdleUnit, Plan, Policy, Shelf, ShelfState
 
 SMALL, BIG = Shelf("python", 128), Shelf("python", 512)
 NOW = 1000.0
@@ -17,9 +18,9 @@ def policy(**changes) -> Policy:
     return Policy(**settings)
 
 
-def plan(shelves, *, idle=(), protected=None, used_mb=0, units=0, now=NOW, **changes) -> Plan:
+def plan(shelves, *, busy=False, idle=(), protected=None, used_mb=0, units=0, now=NOW, **changes) -> Plan:
     return pool.plan(
-        shelves, idle=idle, protected=protected or {}, used_mb=used_mb, units=units, policy=policy(**changes), now=now
+        shelves, busy=busy, idle=idle, protected=protected or {}, used_mb=used_mb, units=units, policy=policy(**changes), now=now
     )
 
 
@@ -42,6 +43,12 @@ def unit(name: str, *, key: str = "acme.f.1", cost_mb: int = 128, idle_for_s: fl
 def test_refill(state, created):
     """The shelf is filled to its target, and not more is created at once than the engine takes."""
     assert plan({SMALL: state}).create == created
+
+
+def test_while_functions_run_the_shelf_is_refilled_one_by_one_but_who_waits_is_served_at_full_speed():
+    assert plan({SMALL: ShelfState()}, busy=True).create == (SMALL,)
+    assert plan({SMALL: ShelfState(creating=1)}, busy=True).create == ()
+    assert plan({SMALL: ShelfState(waiting=3)}, busy=True).create == (SMALL, SMALL)
 
 
 def test_who_waits_comes_before_who_might_come():

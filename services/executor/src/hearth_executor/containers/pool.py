@@ -406,6 +406,7 @@ class Pool:
     def _refill(self, now: float) -> None:
         plan = pool.plan(
             self._states(),
+            busy=len(self._units) > len(self._lru),
             idle=self._idle_units(),
             protected=self._protected(),
             used_mb=self._used_mb + sum(pool.cost_mb(shelf) * state.state.creating for shelf, state in self._shelves.items()),

@@ -127,6 +127,7 @@ def cost_mb(shelf: Shelf) -> int:
 def plan(
     shelves: Mapping[Shelf, ShelfState],
     *,
+    busy: bool,
     idle: Iterable[IdleUnit],
     protected: Mapping[str, int],
     used_mb: int,
@@ -134,7 +135,8 @@ def plan(
     policy: Policy,
     now: float,
 ) -> Plan:
-    """What to create and what to let go now. Who waits comes first, then the emptiest shelf.
+    """What to create and what to let go now. Who waits comes first, then the emptiest shelf. While functions run (`busy`)
+    the shelf is refilled one by one: a creation keeps a processor busy for a quarter of a second, and calls come first.
 
     `idle` comes longest idle first; `protected` is how many of each version may not be evicted.
     """
@@ -142,7 +144,7 @@ def plan(
     creating = sum(state.creating for state in shelves.values())
     create = list[Shelf]()
     for shelf, urgent in _wanted(shelves, policy, now):
-        if creating + len(create) >= policy.creates_at_once:
+        if creating + len(create) >= (policy.creates_at_once if urgent or not busy else 1):
             break
         if room.make(shelf, urgent=urgent, now=now):
             create.append(shelf)
