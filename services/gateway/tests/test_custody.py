@@ -102,6 +102,22 @@ async def test_a_call_that_lasts_is_visible_to_every_gateway(gateway, broker, bu
         assert (status, body["code"]) == (409, "E_CANCELLED")
 
 
+async def test_an_answered_call_is_not_cancelled_by_another_gateway(gateway, broker, bus, make_gateway, tmp_path, eventually):
+    """Between reply and record the caller knows the answer already: CANCELLED may not become the record."""
+    waiting, call = await held_call(gateway, eventually)
+    async with make_gateway(broker, bus, tmp_path, instance="gateway-2") as second:
+
+        async def seen():
+            return (await second.call("GET", f"/v1/jobs/{call.job}"))[0] == 200
+
+        await eventually(seen)
+        await reply(gateway, call, b'"told"')
+        assert (await waiting)[1] == "told"
+        status, body, _ = await second.call("DELETE", f"/v1/jobs/{call.job}")
+        assert (status, body["code"]) == (409, "E_JOB_FINISHED")
+        await record(gateway, call, b'"told"')
+
+
 async def test_sync_calls_pending_at_a_broker_restart_finish(own_broker, make_gateway, tmp_path, eventually):
     async with connect(url=own_broker.url, instance="test") as bus:
         await provision(bus)

@@ -232,13 +232,17 @@ async def test_a_repeat_whose_job_never_got_away_is_submitted_under_the_same_id(
     assert await submitted(gateway, data=b"[1]", headers=headers) == job
 
 
-async def test_another_tenants_id_finds_nothing_on_any_route(gateway):
+async def test_another_tenants_id_finds_nothing_on_any_route(gateway, eventually):
     """The routes come from the OpenAPI document, so that a new one is covered the day it is added."""
     await gateway.deploy()
     job = await submitted(gateway)
     await gateway.call("GET", f"/v1/jobs/{job}?wait=10")
     gateway.double.placed = False
     pending = await submitted(gateway)
+    before = len(gateway.double.calls)
+    waiting = asyncio.ensure_future(gateway.invoke())  # and one that is held here, with nothing durable yet
+    await eventually(lambda: len(gateway.double.calls) > before)
+    held = gateway.double.calls[-1].job
     other = await gateway.tenant_key("other")
     _, document, _ = await gateway.call("GET", "/openapi.json")
     tried = 0
@@ -248,12 +252,15 @@ async def test_another_tenants_id_finds_nothing_on_any_route(gateway):
         for method in operations:
             if (method, path) == ("put", "/v1/functions/{name}"):
                 continue  # deploys into the caller's own tenant, whatever the name
-            for job_id in (job, pending):
+            for job_id in (job, pending, held):
                 address = path.replace("{job}", job_id).replace("{name}", "hello").replace("{path}", "x")
                 status, _, _ = await gateway.call(method.upper(), address, key=other)
                 assert status == 404, f"{method} {path} -> {status}"
                 tried += 1
     assert tried >= 30
+    assert (await gateway.call("GET", f"/v1/jobs/{held}"))[0] == 200
+    await gateway.call("DELETE", f"/v1/jobs/{held}")
+    assert (await waiting)[0] == 409
     assert (await gateway.call("GET", f"/v1/jobs/{job}"))[0] == 200
     # Nor does a well-formed id that never was, nor nonsense:
     for job_id in (names.new_job("hello", 1_700_000_000), "x", "hello-", "..%2f", "a" * 300, "*", ">"):

@@ -56,11 +56,22 @@ def quiet_zip(*names: str) -> bytes:
 
 
 def overlapping() -> bytes:
-    """Two directory entries that share one body."""
-    raw = bytearray(zipped(("main.py", MAIN), ("b.py.", MAIN)))
-    second = raw.rfind(b"PK\x01\x02")
-    struct.pack_into("<L", raw, second + 42, 0)
-    return bytes(raw)
+    """An entry that lies inside another's data, with a header of its own: each alone is in order."""
+
+    def local(name: bytes, data: bytes) -> bytes:
+        head = struct.pack("<4s5H3L2H", b"PK\x03\x04", 20, 0, 0, 0, 0, zlib.crc32(data), len(data), len(data), len(name), 0)
+        return head + name + data
+
+    def central(name: bytes, data: bytes, offset: int) -> bytes:
+        sizes = (zlib.crc32(data), len(data), len(data), len(name))
+        return struct.pack("<4s6H3L5H2L", b"PK\x01\x02", 20, 20, 0, 0, 0, 0, *sizes, 0, 0, 0, 0, 0, offset) + name
+
+    main, inner = local(b"main.py", MAIN), local(b"inner.py", MAIN)
+    outer = main + local(b"data.bin", inner)
+    directory = (
+        central(b"main.py", MAIN, 0) + central(b"data.bin", inner, len(main)) + central(b"inner.py", MAIN, outer.rindex(inner))
+    )
+    return outer + directory + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 3, 3, len(directory), len(outer), 0)
 
 
 def edited(raw: bytes, at: bytes, offset: int, form: str, value: int, *, last: bool = False) -> bytes:
@@ -141,6 +152,7 @@ BAD = {
     "tar: twice": tarred(("main.py", MAIN), ("main.py", MAIN)),
     "tar: pax path": tarred(("ok", b""), ("main.py", MAIN), pax={"path": "../evil"}),
     "tar: pax size": tarred(("main.py", MAIN), pax={"size": "99999999999"}),
+    "tar: pax padding": tarred(("main.py", MAIN), pax={"comment": "x" * 100_000}),
     "tar: pax sparse": tarred(("main.py", MAIN), pax={"GNU.sparse.major": "1"}),
     "tar: sparse": typed(b"S"),
     "tar: unknown kind": typed(b"Z"),

@@ -132,7 +132,7 @@ class Canceller:
                 return _Whole(stored.message.meta(Call), stored.message.body)
         for sync in (False, True):
             name = streams.RUNS_SYNC.name if sync else streams.RUNS.name
-            stored = await self._bus.get_next(name, f"{subjects.PREFIX}.{'runs_sync' if sync else 'runs'}.*.{found.job}")
+            stored = await self._bus.get_next(name, subjects.run_anywhere(found.job, sync=sync))
             if stored is not None:
                 return _Whole(stored.message.meta(Run).call, stored.message.body)
         return self._of_outcome(

@@ -9,7 +9,7 @@ from hearth_contracts import names, streams, subjects
 from hearth_contracts.calls import ArchiveQuery, Record, StateChange
 from hearth_contracts.errors import InvalidName, UndecodableMessage
 from hearth_gateway.calls.custody import Custody, Held
-from hearth_gateway.errors import ArchiveAway, JobNotFound
+from hearth_gateway.errors import ArchiveAway, BadRequest, JobNotFound
 from hearth_kit.bus import Bus, Subscription, contract_headers
 from hearth_kit.errors import BusError
 from hearth_kit.message import Message
@@ -156,7 +156,10 @@ class Jobs:
 
     async def history(self, query: ArchiveQuery) -> bytes:
         """A page of history, as the archive tells it."""
-        return (await self._ask(query)).body
+        message = await self._ask(query)
+        if "Hearth-Error" in message.headers:
+            raise BadRequest("the archive does not understand this question", fix="take cursor from the page before")
+        return message.body
 
     async def _ask(self, query: ArchiveQuery) -> Message:
         headers = contract_headers(meta=query, contract="archive.v1", msg_id="", traceparent="", expect_last=None, headers=None)
