@@ -183,6 +183,13 @@ class Executor:
         return pace
 
     async def _carry(self, held: Held, pace: Pace) -> None:
+        try:
+            await self._carry_through(held, pace)
+        except Exception:
+            self._forget(held)  # without heartbeats the broker delivers it again
+            raise
+
+    async def _carry_through(self, held: Held, pace: Pace) -> None:
         if held.at.sampled:
             run_spans.wait(self._tracer, held, until=held.started_at)
         metrics.WAIT.observe(held.started_at - held.arrived_at)

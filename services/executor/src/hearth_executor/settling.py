@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from hearth_contracts import subjects
 from hearth_contracts.calls import Body, Ending, Outcome, Record, Reply, StateChange
-from hearth_contracts.enums import OutcomeKind, Persist, State
+from hearth_contracts.enums import OutcomeKind, Persist, Reason, State
 from hearth_executor import metrics
 from hearth_executor.bodies import AREA
 from hearth_executor.domain import ending as endings
@@ -36,6 +36,13 @@ PUBLISH_S: Final = 30.0
 AGAIN_S: Final = 0.5
 #: A log up to here travels inside its record; with input and result that stays below the broker's 1 MiB.
 LOG_INLINE_BYTES_MAX: Final = 64 * 1024
+
+_NO_LOG: Final = Body(content_type="text/plain")
+_ENDED: Final = {
+    None: metrics.RUNS.labels("success"),
+    **{reason: metrics.RUNS.labels(reason.value) for reason in Reason},
+    **{kind: metrics.RUNS.labels(f"back_{kind.value}") for kind in OutcomeKind},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +88,10 @@ class Settler:
             return False
         ending = ended.ending
         if ending is None or (chosen := endings.way(held.run, ending.reason)) is Way.OUTCOME:
-            metrics.RUNS.labels(ended.kind.value).inc()
+            _ENDED[ended.kind].inc()
             await self._outcome(held, ended)
         else:
-            metrics.RUNS.labels(ending.reason.value if ending.reason else "success").inc()
+            _ENDED[ending.reason].inc()
             if chosen is Way.REPLY_FIRST:
                 await self._reply_first(held, ended, ending)
             else:
@@ -206,7 +213,7 @@ class Settler:
 
     async def _log_of(self, held: Held) -> tuple[Body, bytes]:
         if held.log is None or not held.log.size:
-            return Body(content_type="text/plain"), b""
+            return _NO_LOG, b""
         metrics.LOG_BYTES.inc(held.log.size)
         content = held.log.content()
         if len(content) <= LOG_INLINE_BYTES_MAX:

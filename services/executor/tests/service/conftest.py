@@ -10,10 +10,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import placing  # noqa: E402
+import placing
 
-from hearth_kit.nats_bus import NatsBus, connect  # noqa: E402
-from hearth_kit.pytest_plugin import Broker, broker, bus, own_broker  # noqa: E402, F401
+from hearth_kit.nats_bus import NatsBus, connect
+from hearth_kit.pytest_plugin import Broker, broker, bus, own_broker  # noqa: F401
 
 Start = Callable[..., AbstractAsyncContextManager[placing.Running]]
 

@@ -2,71 +2,68 @@
 
     .venv/bin/python services/executor/tests/service/hot_path.py [calls] [in flight] [sync|async]
 
-The executor is a process of its own with functions that return at once; a real broker; the other process places the runs
-and waits for the records. `--profile FILE` writes the executor's profile.
+The executor is a process of its own whose functions return at once; the broker is real; this process places the runs and
+waits for their ends. `HOT_PATH_PROFILE=FILE` says where the executor's time went.
 """
 
 import asyncio
+import collections
 import os
+import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
+from types import FrameType
+from typing import Final
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import uvloop
 from in_process import Calling
-from placing import TENANT, executor, until
+from placing import TENANT, Running, executor, until
 
-from hearth_contracts.calls import Reply
+from hearth_contracts import subjects
+from hearth_contracts.calls import Run
 from hearth_contracts.enums import Lane
-from hearth_kit.nats_bus import connect
+from hearth_kit.message import Message
+from hearth_kit.nats_bus import NatsBus, connect
 from hearth_kit.provision import provision
 from hearth_kit.pytest_plugin import Broker
 
-ID = "executor-1-0a1b2c3d"
+ID: Final = "executor-1-0a1b2c3d"
+EVENT: Final = b'{"name":"ada"}'
+WARMING_CALLS: Final = 500
 
 
 async def echo(calling: Calling) -> bytes:
-    return calling.invocation.body  # type: ignore[return-value]
+    return await calling.body()
 
 
 async def serve(url: str) -> None:
     """The executor's process, until it is killed."""
-    async with connect(url=url, instance=ID) as own, connect(url=url, instance="helper") as others:
-        profile = os.environ.get("HOT_PATH_PROFILE")
-        async with executor(own, others=others, functions={"echo": echo}, slots=16) as it:
-            # What the helper hears costs this process; stop it.
-            for sid in list(others._wire._direct):
-                if others._wire._subs[sid].subject == "hearth.v1.>":
-                    await others._wire.unlisten(sid)
-            await it.deploy("echo", timeout_s=0)
-            if os.environ.get("HOT_PATH_GC"):
-                import gc
-                gc.collect()
-                gc.freeze()
-                gc.set_threshold(int(os.environ["HOT_PATH_GC"]), 20, 50)
-            print("up", flush=True)
-            if profile:
-                _sample(profile, float(os.environ.get("HOT_PATH_SECONDS", "8")))
-            await asyncio.Event().wait()
+    async with (
+        connect(url=url, instance=ID) as own,
+        connect(url=url, instance="helper") as others,
+        executor(own, others=others, functions={"echo": echo}, slots=16) as it,
+    ):
+        await it.deafen()
+        await it.deploy("echo", timeout_s=0)
+        if profile := os.environ.get("HOT_PATH_PROFILE"):
+            _sample(Path(profile))
+        print("up", flush=True)
+        await asyncio.Event().wait()
 
 
-def _sample(path: str, seconds: float) -> None:
-    """Where the processor is, a thousand times a second of it: cheap enough not to bend what it measures."""
-    import collections
-    import signal
-
+def _sample(path: Path) -> None:
+    """Look where the processor is each tick of it, and write that down when told to end."""
     own: collections.Counter[str] = collections.Counter()
     whole: collections.Counter[str] = collections.Counter()
 
-    def look(_: int, frame) -> None:
-        seen = set()
-        at = frame
+    def look(_: int, frame: FrameType | None) -> None:
+        at, seen = frame, set[str]()
         while at is not None:
-            code = at.f_code
-            name = f"{code.co_filename.rsplit('/', 1)[-1]}:{code.co_name}"
+            name = f"{at.f_code.co_filename.rsplit('/', 1)[-1]}:{at.f_code.co_name}"
             if at is frame:
                 own[f"{name}:{at.f_lineno}"] += 1
             if name not in seen:
@@ -75,80 +72,73 @@ def _sample(path: str, seconds: float) -> None:
             at = at.f_back
 
     def tell() -> None:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        total = sum(own.values())
+        total = sum(own.values()) or 1
         lines = [f"{total} samples"]
-        for title, counter in (("own", own), ("with what it calls", whole)):
+        for title, counter in (("itself", own), ("with what it calls", whole)):
             lines += ["", title, *(f"{count / total:6.1%}  {name}" for name, count in counter.most_common(60))]
-        Path(path).write_text("\n".join(lines))
+        path.write_text("\n".join(lines) + "\n")
+        os._exit(0)
 
     signal.signal(signal.SIGPROF, look)
     signal.setitimer(signal.ITIMER_PROF, 0.001, 0.001)
-    asyncio.get_running_loop().call_later(seconds, tell)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, tell)
 
 
-def cpu_s(pid: int) -> tuple[float, float]:
+def _processor_s(pid: int) -> tuple[float, float]:
     """User and system seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
     tick = os.sysconf("SC_CLK_TCK")
     return int(fields[11]) / tick, int(fields[12]) / tick
 
 
-async def place(url: str, pid: int, calls: int, flight: int, lane: Lane) -> None:
-    from hearth_contracts import streams, subjects
-    from hearth_contracts.calls import Run
+class Load:
+    """Clients that place one run after another, each waiting for its end."""
 
-    async with connect(url=url, instance="gateway-1") as bus:
-        done: dict[str, asyncio.Future[None]] = {}
-        area = "replies.gateway-1.*" if lane is Lane.SYNC else f"records.{TENANT}.>"
+    def __init__(self, bus: NatsBus, lane: Lane) -> None:
+        self._bus = bus
+        self._lane = lane
+        self._waiting: dict[str, asyncio.Future[None]] = {}
+        self._left = 0
+        self.took_s: list[float] = []
 
-        def heard(message) -> None:
-            waiter = done.pop(message.subject.rsplit(".", 1)[1], None)
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
+    async def listen(self) -> None:
+        area = "replies.gateway-1.*" if self._lane is Lane.SYNC else f"records.{TENANT}.>"
+        await self._bus.subscribe(f"hearth.v1.{area}", self._heard)
 
-        await bus.subscribe(f"hearth.v1.{area}", heard)
-        loop = asyncio.get_running_loop()
-        took: list[float] = []
-        left = calls
+    def _heard(self, message: Message) -> None:
+        waiter = self._waiting.pop(message.subject.rsplit(".", 1)[1], None)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
-        async def client(maker) -> None:
-            nonlocal left
-            while left > 0:
-                left -= 1
-                call = maker.call("echo", b'{"name":"ada"}', lane=lane)
-                done[call.job] = waiter = loop.create_future()
-                began = time.perf_counter()
-                run = Run(call=call, executor=ID, placement=0, epoch=1, is_last=True, placed_at=time.time(), reason="free")
-                await bus.publish(subjects.run(ID, call.job, sync=lane is Lane.SYNC), b'{"name":"ada"}', meta=run,
-                    contract="run.v1", msg_id=f"{call.job}.1.0")  # fmt: skip
-                await waiter
-                took.append(time.perf_counter() - began)
-
-        class Maker:
-            from placing import Running
-
-            call = Running.call
-
-        async def settled() -> bool:
-            info = await bus.stream_info("RUNS_SYNC" if lane is Lane.SYNC else "RUNS")
-            return info.messages == 0
-
-        left = 200
-        await asyncio.gather(*(client(Maker()) for _ in range(flight)))
-        await until(settled)
-        took.clear()
-        left = calls
-        before, began = cpu_s(pid), time.perf_counter()
-        await asyncio.gather(*(client(Maker()) for _ in range(flight)))
+    async def run(self, calls: int, flight: int) -> float:
+        """Wall seconds until the last answer; then waits until every run is acknowledged."""
+        self._left = calls
+        self.took_s.clear()
+        began = time.perf_counter()
+        async with asyncio.TaskGroup() as clients:
+            for _ in range(flight):
+                clients.create_task(self._client())
         elapsed = time.perf_counter() - began
-        await until(settled)
-        user, system = (after - was for after, was in zip(cpu_s(pid), before, strict=True))
-        took.sort()
-        print(
-            f"{lane} {calls} calls, {flight} in flight: {user / calls * 1e3:.3f} ms user and {system / calls * 1e3:.3f} ms system a call, "
-            f"{calls / elapsed:.0f} calls/s, p50 {took[len(took) // 2] * 1e3:.2f} ms, p99 {took[int(len(took) * 0.99)] * 1e3:.2f} ms"
-        )
+        await until(self._settled, within_s=30)
+        return elapsed
+
+    async def _client(self) -> None:
+        while self._left > 0:
+            self._left -= 1
+            call = Running.call(self, "echo", EVENT, lane=self._lane)  # type: ignore[arg-type]
+            waiter = self._waiting[call.job] = asyncio.get_running_loop().create_future()
+            run = Run(call=call, executor=ID, placement=0, epoch=1, is_last=True, placed_at=time.time(), reason="free")
+            began = time.perf_counter()
+            await self._bus.publish(
+                subjects.run(ID, call.job, sync=self._lane is Lane.SYNC), EVENT, meta=run, contract="run.v1",
+                msg_id=f"{call.job}.1.0",
+            )  # fmt: skip
+            await waiter
+            self.took_s.append(time.perf_counter() - began)
+
+    async def _settled(self) -> bool:
+        info = await self._bus.stream_info("RUNS_SYNC" if self._lane is Lane.SYNC else "RUNS")
+        return info is not None and info.messages == 0
 
 
 async def measure(url: str, calls: int, flight: int, lane: Lane) -> None:
@@ -159,11 +149,21 @@ async def measure(url: str, calls: int, flight: int, lane: Lane) -> None:
         assert process.stdout is not None
         while b"up" not in await process.stdout.readline():
             pass
-        await place(url, process.pid, calls, flight, lane)
-        if os.environ.get("HOT_PATH_PROFILE"):
-            await asyncio.sleep(float(os.environ.get("HOT_PATH_SECONDS", "8")))
+        async with connect(url=url, instance="gateway-1") as bus:
+            load = Load(bus, lane)
+            await load.listen()
+            await load.run(WARMING_CALLS, flight)
+            before = _processor_s(process.pid)
+            elapsed_s = await load.run(calls, flight)
+            user, system = (after - was for after, was in zip(_processor_s(process.pid), before, strict=True))
+        took = sorted(load.took_s)
+        print(
+            f"{lane}, {calls} calls, {flight} in flight: {user / calls * 1e3:.3f} ms user and {system / calls * 1e3:.3f} ms "
+            f"system a call, {calls / elapsed_s:.0f} calls/s, p50 {took[len(took) // 2] * 1e3:.2f} ms, "
+            f"p99 {took[int(len(took) * 0.99)] * 1e3:.2f} ms"
+        )
     finally:
-        process.kill()
+        process.terminate() if os.environ.get("HOT_PATH_PROFILE") else process.kill()
         await process.wait()
 
 
@@ -171,18 +171,15 @@ def main() -> None:
     if sys.argv[1:2] == ["--serve"]:
         uvloop.run(serve(sys.argv[2]))
         return
-    numbers = [int(word) for word in sys.argv[1:3]]
-    calls, flight = (numbers + [5000, 32][len(numbers) :])[:2]
-    lane = Lane(sys.argv[3]) if len(sys.argv) > 3 else Lane.SYNC
+    words = [*sys.argv[1:], *["5000", "32", "sync"][len(sys.argv) - 1 :]]
     with tempfile.TemporaryDirectory() as folder:
         broker = Broker(Path(folder))
         broker.start()
         try:
-            uvloop.run(measure(broker.url, calls, flight, lane))
+            uvloop.run(measure(broker.url, int(words[0]), int(words[1]), Lane(words[2])))
         finally:
             broker.stop()
 
 
-_ = Reply
 if __name__ == "__main__":
     main()

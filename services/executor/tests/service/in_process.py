@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Self
 
 from hearth_contracts.functions import FunctionVersion
 from hearth_executor.errors import NoRoom
@@ -68,7 +69,7 @@ class InProcess:
         self.retired: list[str] = []
         self.code: dict[str, bytes] = {}
 
-    async def __aenter__(self) -> "InProcess":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(

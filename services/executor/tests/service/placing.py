@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+from in_process import Function, InProcess
+
 from hearth_contracts import functions, names, registry, streams, subjects
 from hearth_contracts.calls import Body, Call, Outcome, Record, Reply, Run
 from hearth_contracts.enums import Lane
@@ -20,7 +22,6 @@ from hearth_kit.message import Message
 from hearth_kit.nats_bus import NatsBus
 from hearth_kit.objects import Objects
 from hearth_kit.tracing import Tracer
-from in_process import Function, InProcess
 
 TENANT = "acme"
 GATEWAY = "gateway-1"
@@ -65,15 +66,21 @@ class Running:
             elif message.subject.startswith("hearth.v1.capacity."):
                 self.capacity.append(message.meta(Capacity))
 
-        await self.bus.subscribe("hearth.v1.>", hear)
+        self._hearing = await self.bus.subscribe("hearth.v1.>", hear)
+
+    async def deafen(self) -> None:
+        """Hear nothing more: hearing costs this process."""
+        await self._hearing.stop()
 
     async def consumers(self, *, ack_wait_s: float = 30.0, lanes: tuple[str, ...] = ("RUNS", "RUNS_SYNC")) -> None:
         for stream in lanes:
             await self.bus.ensure_consumer(
                 ConsumerSpec(
-                    stream, streams.executor_consumer(self.id), ack_wait_s=ack_wait_s,
+                    stream,
+                    streams.executor_consumer(self.id),
+                    ack_wait_s=ack_wait_s,
                     filter_subject=subjects.runs_of(self.id, sync=stream == "RUNS_SYNC"),
-                )  # fmt: skip
+                )
             )
 
     async def deploy(self, name: str, version: int = 1, **spec: Any) -> FunctionVersion:
@@ -96,8 +103,10 @@ class Running:
         }  # fmt: skip
         return Call(**(values | fields))
 
-    async def place(self, call: Call, body: bytes = b"{}", *, placement: int = 0, is_last: bool = True, epoch: int = 0,
-                    traceparent: str = "", msg_id: str = "") -> Run:  # fmt: skip
+    async def place(
+        self, call: Call, body: bytes = b"{}", *, placement: int = 0, is_last: bool = True, epoch: int = 0,
+        traceparent: str = "", msg_id: str = "",
+    ) -> Run:  # fmt: skip
         sync = call.lane is Lane.SYNC
         run = Run(call=call, executor=self.id, placement=placement, epoch=epoch or self.epoch, is_last=is_last,
                   placed_at=time.time(), reason="free")  # fmt: skip

@@ -18,7 +18,7 @@ from placing import GATEWAY, TENANT, Running, until
 from hearth_cli.local import images
 from hearth_cli.local.engine_api import EngineApi
 from hearth_contracts import functions, names, streams, subjects
-from hearth_contracts.calls import Reply
+from hearth_contracts.calls import Body, Reply
 from hearth_contracts.enums import Lane, OutcomeKind, Reason, Start, State
 from hearth_contracts.fleet import Capacity
 from hearth_contracts.functions import CodeRef, FunctionHead, FunctionSpec, FunctionVersion
@@ -38,7 +38,8 @@ def handle(event, context):
         time.sleep(event["sleep"])
     if event.get("fail"):
         raise ValueError("as asked")
-    return {"hello": event.get("name"), "job": context.job_id, "size": len(event.get("pad", "")), "pad": "y" * event.get("grow", 0)}
+    pad = "y" * event.get("grow", 0)
+    return {"hello": event.get("name"), "job": context.job_id, "size": len(event.get("pad", "")), "pad": pad}
 """
 
 
@@ -168,8 +169,7 @@ async def test_large_bodies_go_through_a_container_both_ways(process):
     await process.deploy("hello")
     event = json.dumps({"name": "big", "pad": "x" * 3_000_000, "grow": 2_000_000}).encode()
     await Objects(process.bus).put("bodies", f"input-{process.boot}", event)
-    call = process.call("hello")
-    call = call.model_copy(update={"input": call.input.model_copy(update={"size": len(event), "object": f"input-{process.boot}"})})
+    call = process.call("hello", input=Body(size=len(event), object=f"input-{process.boot}"))
     await process.place(call, b"")
     record, _ = await process.record(call, within_s=60)
     assert record.ending.state is State.SUCCESS, record.ending.failure
