@@ -154,6 +154,34 @@ async def _refused_connection(http) -> bool:
         return True
 
 
+@pytest.mark.parametrize("mib", [128, pytest.param(1024, marks=pytest.mark.long)])
+async def test_its_memory_does_not_depend_on_the_size_of_a_body(tmp_path, mib):
+    """In and out again; the budget is 32 MiB (DESIGN section 10)."""
+    chunk = b"x" * (1 << 20)
+
+    async def sent(count):
+        for _ in range(count):
+            yield chunk
+
+    async with process(tmp_path) as (http, _, _, child, _):
+        async with http.put("/v1/functions/hello", json={"spec": {}, "source": SOURCE}) as response:
+            assert response.status == 201
+        for count in (4, mib):  # what is made once is made
+            before_kib = peak_kib(child.pid)
+            async with http.post("/v1/functions/hello/invoke", data=sent(count), headers={"content-type": "x/y"}) as response:
+                assert response.status == 200
+                got = 0
+                async for part in response.content.iter_chunked(1 << 18):
+                    got += len(part)
+            assert got == count << 20
+        assert peak_kib(child.pid) - before_kib < 32 * 1024
+
+
+def peak_kib(pid: int) -> int:
+    with open(f"/proc/{pid}/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:"))
+
+
 async def test_a_setting_that_is_wrong_is_named(tmp_path):
     env = {**os.environ, "HEARTH_HTTP_PORT": "99999", "HEARTH_TENANT": "A B"}
     child = await asyncio.create_subprocess_exec(sys.executable, "-m", "hearth_gateway", env=env, stderr=asyncio.subprocess.PIPE)
