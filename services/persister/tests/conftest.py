@@ -85,11 +85,12 @@ class Records:
         parts = {"input": given, "result": result, "log": log}
         return record, b"".join(content for part, content in parts.items() if part not in large)
 
-    async def publish(self, record: Record, body: bytes, *, traceparent: str = "") -> Published:
+    async def publish(self, record: Record, body: bytes, *, traceparent: str = "", msg_id: str = "") -> Published:
         ack = await self._bus.publish(
             subjects.record(record.tenant, record.job), body, meta=record, contract="record.v1",
-            msg_id=f"{record.job}.r", traceparent=traceparent, expect_last=0,
+            msg_id=msg_id or f"{record.job}.r", traceparent=traceparent, expect_last=0,
         )  # fmt: skip
+        assert not ack.duplicate
         published = Published(record, body, ack.sequence)
         self.published[record.job] = published
         return published
@@ -264,6 +265,11 @@ class Stores:
         """Every record on disk, twice if it is there twice."""
         root = self._platform.store(name)
         return [record.job for record in reading.read(root)] if root.is_dir() else []
+
+    def last(self, name: str = "local") -> int:
+        """The highest sequence on disk; 0 when there is nothing."""
+        root = self._platform.store(name)
+        return max((record.sequence for record in reading.read(root)), default=0) if root.is_dir() else 0
 
     async def settled(self, name: str = "local") -> int:
         info = await self._bus.consumer_info("RECORDS", streams.store_consumer(name))

@@ -23,7 +23,7 @@ def cuts(stream, *, live: bool, first: int = 1) -> list[tuple[int, int, tuple[in
     at_us = 10**15
     for sequence, (gap, size, kept) in enumerate(stream, start=1):
         at_us += gap
-        now = at_us / 1e6
+        now = at_us / 1e6 if live else 5.0  # whoever catches up has a clock that tells nothing of the stream
         if live:
             closed.append(cutter.close_due(now - 1e-9))
         if sequence < first:
