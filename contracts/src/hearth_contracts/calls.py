@@ -55,8 +55,6 @@ class Call(Meta):
     """How often this attempt was placed before."""
     losses: int = 0
     """How many executors died with it after its last attempt had begun."""
-    losses: int = 0
-    """How many executors have died while they had it."""
     depth: int = 0
     parent: str = ""
     """The job that called this one."""
