@@ -42,12 +42,13 @@ class Running:
         program = supervise.broker_program(self.plan, self.server)
         with (self.data.logs / "broker.log").open("ab") as log:
             self.process = subprocess.Popen(program.command, stderr=log)
-        until = time.monotonic() + 15
+        until = time.monotonic() + 40
         while time.monotonic() < until:
             with contextlib.suppress(OSError, KeyError):
                 assert broker_users.settings(self.server)["jetstream"]["config"]
                 return
             assert self.process.poll() is None, (self.data.logs / "broker.log").read_text()
+            time.sleep(0.02)
         raise AssertionError("the broker did not start")
 
     def stop(self) -> None:
@@ -129,11 +130,12 @@ async def test_a_setting_that_is_missing_is_noticed(broker: Running, setting: st
 
 
 def says_something(broker: Running) -> None:
-    until = time.monotonic() + 15
+    until = time.monotonic() + 40
     while time.monotonic() < until:
         with contextlib.suppress(OSError, KeyError):
             assert broker_users.settings(broker.server)["jetstream"]["config"]
             return
+        time.sleep(0.02)
     raise AssertionError("the broker did not start")
 
 
