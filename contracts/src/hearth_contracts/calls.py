@@ -171,6 +171,8 @@ class StateChange(Meta):
     note: str = ""
     sequence: int = 0
     """With an async job's PENDING: its place in JOBS, so that a cancel finds the input while it waits there."""
+    version: int = 0
+    """With PENDING: the version that was called."""
 
 
 class Outcome(Meta):

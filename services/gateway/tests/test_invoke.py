@@ -58,7 +58,7 @@ async def test_a_pending_job_shows_its_state_and_waits(gateway):
     await gateway.deploy()
     _, body, _ = await gateway.invoke(headers={"prefer": "respond-async"})
     status, shown, _ = await gateway.call("GET", f"/v1/jobs/{body['job']}")
-    assert (status, shown["state"]) == (200, "PENDING")
+    assert (status, shown["state"], shown["version"]) == (200, "PENDING", 1)
     waiting = asyncio.ensure_future(gateway.call("GET", f"/v1/jobs/{body['job']}?wait=20"))
     call: Call = gateway.double.calls[0]
     await gateway.double._run(call, b"{}", "")

@@ -276,8 +276,9 @@ class Custody:
 async def write_pending(bus: Bus, clock: Clock, call: Call, traceparent: str, *, note: str = "", sequence: int = 0) -> None:
     """PENDING, durably."""
     state = StateChange(
-        job=call.job, tenant=call.tenant, state=State.PENDING, attempt=1, phase=0, at=clock.now(), note=note, sequence=sequence
-    )
+        job=call.job, tenant=call.tenant, state=State.PENDING, attempt=1, phase=0, at=clock.now(), note=note, sequence=sequence,
+        version=call.version,
+    )  # fmt: skip
     await bus.publish(
         subjects.state(call.tenant, call.job), meta=state, contract="state.v1", msg_id=f"{call.job}.pending",
         traceparent=traceparent,

@@ -49,6 +49,8 @@ def of_unfinished(found: Found) -> dict[str, Any]:
     view = _frame(found.job, names.function_of(found.job), None, last.state.value if last else State.PENDING.value)
     if found.held is not None:
         view.update(version=found.held.call.version, lane=found.held.call.lane.value)
+    else:
+        view["version"] = next((state.version for state in found.states if state.version), None)
     submitted = found.states[0].at if found.states else names.made_at(found.job)
     view.update(
         attempts=last.attempt if last else 1, trace_id=found.trace_id, timings={"submitted_at": submitted},
