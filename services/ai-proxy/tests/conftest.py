@@ -17,7 +17,6 @@ from hearth_kit.provision import provision
 from hearth_kit.pytest_plugin import Broker
 
 
-
 @pytest.fixture(scope="session")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """A broker with one user of full rights and the ai-proxy's own."""

@@ -22,7 +22,6 @@ from hearth_kit.pytest_plugin import Broker
 from hearth_persister import reading
 
 
-
 @dataclass
 class Published:
     """A record and what it was published with."""

@@ -21,6 +21,7 @@ from hearth_persister import metrics
 from hearth_persister.adapters.folder import FolderStore
 from hearth_persister.adapters.index import Index
 from hearth_persister.archive import Archive
+from hearth_persister.chain import Chain
 from hearth_persister.config import Settings
 from hearth_persister.copies import Copier
 from hearth_persister.domain.batching import Limits
@@ -100,6 +101,7 @@ async def _lines(settings: Settings, life: Life, stack: contextlib.AsyncExitStac
         line = Line(
             store=store,
             index=index,
+            chain=Chain(store=store, index=index, bus=life.bus, clock=life.clock),
             bus=life.bus,
             role=Role(bus=life.bus, role=f"store.{name}", holder=settings.instance, clock=life.clock),
             copier=Copier(objects=Objects(life.bus), store=store),

@@ -72,7 +72,7 @@ class Archive:
     async def _find(self, line: Line, query: ArchiveQuery) -> Answer | None:
         place = await line.index.place(query.tenant, query.job)
         if place is None and not line.active:
-            await line.catch_up(fresh_s=FRESH_S)  # another process writes: it may have written this a moment ago
+            await line.chain.catch_up(fresh_s=FRESH_S)  # another process writes: it may have written this a moment ago
             place = await line.index.place(query.tenant, query.job)
         if place is None:
             return None
@@ -98,7 +98,7 @@ class Archive:
                 self._restoring.pop(body.object, None)
 
     async def _put_back(self, line: Line, place: Place, part: str, body: Body) -> None:
-        directory = await line.directory(place.key)
+        directory = await line.chain.directory(place.key)
         row = directory.row(place.spot.sequence) if directory is not None else None
         stored = next((one for one in row.objects if one.part == part), None) if row is not None else None
         if stored is None or stored.missing:

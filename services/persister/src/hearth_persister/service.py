@@ -23,14 +23,14 @@ from hearth_kit.errors import BusError, StreamMissing
 from hearth_kit.lease import Held, Role
 from hearth_kit.tracing import Tracer
 from hearth_persister import metrics
-from hearth_persister.adapters.index import Head, Index
+from hearth_persister.adapters.index import Index
+from hearth_persister.chain import Chain
 from hearth_persister.copies import Copier
-from hearth_persister.domain import object_key, segment
+from hearth_persister.domain import object_key
 from hearth_persister.domain.backoff import Breaker
 from hearth_persister.domain.batching import Batch, Limits
 from hearth_persister.domain.entry import Entry
-from hearth_persister.domain.segment import Directory
-from hearth_persister.errors import Overtaken, PersisterError, SegmentCorrupt
+from hearth_persister.errors import Overtaken, PersisterError
 from hearth_persister.failpoints import Failpoints
 from hearth_persister.intake import Intake
 from hearth_persister.ports import Exists, ObjectStore
@@ -43,10 +43,6 @@ RECORDS: Final = streams.RECORDS.name
 FOLLOW_S: Final = 1.0
 #: Direct reads in flight while a hole is filled.
 FETCH_AT_ONCE: Final = 16
-#: Directories read from the store before the index takes them in.
-CATCH_UP_SEGMENTS: Final = 64
-#: A directory is mostly within so many bytes of its segment's end; when it is not, a second read gets it whole.
-TAIL_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +62,7 @@ class Line:
         *,
         store: ObjectStore,
         index: Index,
+        chain: Chain,
         bus: Bus,
         role: Role,
         copier: Copier,
@@ -78,6 +75,7 @@ class Line:
     ) -> None:
         self.store = store
         self.index = index
+        self.chain = chain
         self._bus = bus
         self._role = role
         self._copier = copier
@@ -87,9 +85,6 @@ class Line:
         self._failpoints = failpoints
         self._encoder = encoder
         self._changed = changed
-        self._following = asyncio.Lock()
-        self._followed_at = float("-inf")
-        self._unreadable_end = ""
         self._stopping = asyncio.Event()
         self.breaker = Breaker(settings.retry_s, settings.retry_s_max)
         self.active = False
@@ -160,7 +155,7 @@ class Line:
         """Keep the index current while another process writes, so that this one answers as well."""
         while True:
             try:
-                await self.catch_up()
+                await self.chain.catch_up()
             except (PersisterError, sqlite3.Error, OSError) as error:
                 _log.debug("following %s: %s", self.store.name, error)
             await asyncio.sleep(FOLLOW_S)
@@ -191,105 +186,13 @@ class Line:
         self.active = active
         metrics.ACTIVE.labels(self.store.name).set(int(active))
 
-    # Where the chain ends
-
-    async def catch_up(self, *, fresh_s: float = 0) -> None:
-        """Take into the index what the store holds and it does not. Nothing to do if that was done `fresh_s` ago."""
-        async with self._following:
-            if self._clock.monotonic() - self._followed_at < fresh_s:
-                return
-            head = await self.index.head()
-            if head is not None and not await self._holds(head.key):
-                _log.warning("the store is not the one its index knows: the index is made anew", extra={"store": self.store.name})
-                await self.index.clear()
-                head = None
-            self._unreadable_end = ""
-            found: list[tuple[str, Directory]] = []
-            async for key in self.store.list(object_key.SEGMENTS, after=head.key if head else ""):
-                if object_key.parse_segment(key) is None:
-                    continue
-                directory = await self.directory(key)
-                if directory is None:
-                    self._unreadable_end = key
-                    continue
-                self._unreadable_end = ""
-                found.append((key, directory))
-                if len(found) >= CATCH_UP_SEGMENTS:
-                    await self.index.add(found)
-                    found = []
-            if found:
-                await self.index.add(found)
-            self._followed_at = self._clock.monotonic()
-
-    async def _mend_end(self) -> None:
-        """A last segment that does not read would stop the chain for good: it is put aside, and what the broker still
-        holds of it is written anew. One in the middle stays where it is, for `reading.inspect` to report."""
-        key = self._unreadable_end
-        if not key:
-            return
-        content = await self.store.get(key)
-        digest = hashlib.sha256(content).hexdigest()
-        await self.store.put_new(object_key.unreadable(key, digest), content, sha256=digest)
-        await self.store.delete(key)
-        self._unreadable_end = ""
-        _log.error("the last segment does not read and was put aside", extra={"store": self.store.name, "key": key})
-
-    async def _holds(self, key: str) -> bool:
-        async for found in self.store.list(key.rpartition("/")[0] + "/", after=key[:-1]):
-            return found == key
-        return False
-
-    async def directory(self, key: str) -> Directory | None:
-        """A segment's directory, or None when it does not read."""
-        tail = await self.store.get(key, start=-TAIL_BYTES)
-        try:
-            size = segment.directory_bytes(tail[-segment.TRAILER_BYTES :]) + segment.TRAILER_BYTES
-            if size > len(tail):
-                tail = await self.store.get(key, start=-size)
-            return segment.decode_directory(tail[-size : -segment.TRAILER_BYTES])
-        except SegmentCorrupt as error:
-            _log.error("a segment does not read: %s", error, extra={"store": self.store.name, "key": key})
-            return None
-
-    async def _position(self) -> tuple[str, int]:
-        """The epoch to write in, and how far its chain goes."""
-        info = await self._bus.stream_info(RECORDS)
-        if info is None:
-            raise StreamMissing(RECORDS)
-        fresh = object_key.epoch(info.created)
-        head = await self.index.head()
-        if head is None or head.epoch.split("-")[0] < fresh.split("-")[0]:
-            return fresh, 0
-        if info.last_sequence < head.last or not await self._same_stream(head):
-            _log.warning(
-                "the record stream went back in time; the store goes on in a new epoch",
-                extra={"store": self.store.name, "chain": head.last, "stream": info.last_sequence},
-            )
-            return object_key.next_generation(head.epoch), 0
-        if info.first_sequence > head.last + 1:
-            missed = info.first_sequence - head.last - 1
-            metrics.MISSED.labels(self.store.name).inc(missed)
-            _log.error(
-                "records left the broker before the store had them",
-                extra={"store": self.store.name, "from": head.last + 1, "to": info.first_sequence - 1},
-            )
-        return head.epoch, head.last
-
-    async def _same_stream(self, head: Head) -> bool:
-        """Whether the stream still holds, or can have held, what the chain ends with."""
-        known = await self.index.at(head.epoch, head.last)
-        if known is None:
-            return True
-        stored = await self._bus.get_at(RECORDS, known[1])
-        return stored is None or stored.subject.rpartition(".")[2] == known[0]
-
     # Writing
 
     async def _write_until(self, held: Held) -> None:
         await self.store.check()
-        await self.catch_up()
-        await self._mend_end()
-        self.epoch, self.stored = await self._position()
+        await self.chain.catch_up()
+        await self.chain.mend_end()
+        self.epoch, self.stored = await self.chain.position()
         await self.ensure_consumer()
         consumer = self.consumer
         info = await self._bus.consumer_info(RECORDS, consumer)
