@@ -22,6 +22,10 @@ class Failpoints:
     def __init__(self, names: str = "") -> None:
         self._armed = frozenset(part for part in names.split(",") if part)
 
+    @property
+    def armed(self) -> bool:
+        return bool(self._armed)
+
     def hit(self, name: str) -> None:
         if self._armed and name in self._armed:
             os.kill(os.getpid(), signal.SIGKILL)

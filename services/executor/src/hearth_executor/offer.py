@@ -18,6 +18,8 @@ _log = logging.getLogger(__name__)
 
 #: Between two attempts to start a backend whose engine is missing or stopped.
 AGAIN_S: Final = 5.0
+#: Notes are for people: made anew this often, however many reports carry them.
+NOTES_S: Final = 1.0
 #: A version's idle sandboxes outlive it by so much: calls placed before the new version was known still come.
 RETIRE_AFTER_S: Final = 10.0
 
@@ -53,6 +55,8 @@ class Backends:
         self._hooks: list[Callable[[], None]] = []
         self._backend: Kept | None = None
         self._missing = "not started yet"
+        self._notes: Mapping[str, str] = {}
+        self._notes_at = float("-inf")
         self._stack = AsyncExitStack()
 
     def __call__(self, version: FunctionVersion) -> Backend | None:
@@ -75,7 +79,12 @@ class Backends:
 
     @property
     def notes(self) -> Mapping[str, str]:
-        return {"container": self._missing} if self._backend is None else self._backend.notes
+        if self._backend is None:
+            return {"container": self._missing}
+        now = asyncio.get_running_loop().time()
+        if now - self._notes_at > NOTES_S:
+            self._notes, self._notes_at = self._backend.notes, now
+        return self._notes
 
     def on_start(self, hook: Callable[[], None]) -> None:
         """Call `hook` when a backend that was missing has started."""

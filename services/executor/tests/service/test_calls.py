@@ -381,3 +381,26 @@ async def test_many_calls_wait_for_few_slots_and_all_end(start):
     assert most == 2
     assert it.executor.free == 2
     assert it.executor.busy == {}
+
+
+async def test_answer_and_record_leave_in_one_write(start, own_bus, monkeypatch):
+    """Else the caller could ask again before the scheduler knows that the sandbox is free, and be sent to a cold one."""
+    written: list[str] = []
+    wire = own_bus._wire
+    send, kick = wire.send, wire._kick
+
+    def watched_send(subject: str, *rest) -> None:
+        written.append(subject)
+        send(subject, *rest)
+
+    def watched_kick() -> None:
+        written.append("write")
+        kick()
+
+    monkeypatch.setattr(wire, "send", watched_send)
+    monkeypatch.setattr(wire, "_kick", watched_kick)
+    async with start({"echo": echo}) as it:
+        await it.place(call := it.call("echo"))
+        await it.record(call)
+    at = written.index(subjects.reply(GATEWAY, call.job))
+    assert written[at + 1] == subjects.record(TENANT, call.job)
