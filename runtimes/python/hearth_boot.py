@@ -45,7 +45,7 @@ def main(argv, libc):
         sys.exit(f"unknown mode {argv[0]!r}")
     zygote = _fork_zygote(folders, libc)
     # Only now: the zygote has no use for the supervisor's code, and pays for every page at each fork.
-    import hearth_supervisor  # noqa: PLC0415
+    import hearth_supervisor
 
     if mode == "fast":
         link_in = link_out = _connect(rest)

@@ -1,8 +1,7 @@
 """What the supervisor keeps of a call and of the process that runs it."""
 
-import os
-
 import _signal
+import os
 
 import hearth_frames as frames
 

@@ -23,17 +23,18 @@ REHEARSALS = 16
 #: C's "not buffered".
 _IONBF = 2
 
-_REHEARSED = frames.encode(
-    frames.CALL,
-    frames.with_meta(
-        {
-            "job": "", "attempt": 1, "deadline": None, "start": "cold", "content_type": "application/json",
-            "traceparent": "", "http": None, "streamed": False, "size": 2,
-        },  # fmt: skip
-        b"{}",
-    ),
-    1,
-)
+_REHEARSED_HEAD = {
+    "job": "",
+    "attempt": 1,
+    "deadline": None,
+    "start": "cold",
+    "content_type": "application/json",
+    "traceparent": "",
+    "http": None,
+    "streamed": False,
+    "size": 2,
+}
+_REHEARSED = frames.encode(frames.CALL, frames.with_meta(_REHEARSED_HEAD, b"{}"), 1)
 
 
 class Function:
@@ -85,7 +86,7 @@ def prepare_for(handler):
     """Load before the fork what every call would load after it."""
     code = getattr(handler, "__code__", None)
     if code is not None and code.co_flags & (0x80 | 0x200):  # a coroutine or an asynchronous generator
-        import asyncio  # noqa: F401, PLC0415
+        import asyncio  # noqa: F401
 
 
 def rehearse(spec, times):

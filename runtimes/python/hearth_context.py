@@ -47,9 +47,7 @@ class Context:
     function_version = property(lambda self: str(self._spec["version"]))
     memory_limit_in_mb = property(lambda self: str(self._spec["memory_mb"]))
     log_group_name = property(lambda self: f"/hearth/{self.tenant}/{self.function}")
-    invoked_function_arn = property(
-        lambda self: f"arn:aws:lambda:hearth:{self.tenant}:function:{self.function}:{self.version}"
-    )
+    invoked_function_arn = property(lambda self: f"arn:aws:lambda:hearth:{self.tenant}:function:{self.function}:{self.version}")
     client_context = None
     identity = None
 

@@ -4,9 +4,8 @@ The `json` package would bring regular expressions and enumerations along, a meg
 copy the tables of, and its layers of Python cost a fresh child more than the parsing.
 """
 
-import sys
-
 import _json
+import sys
 
 #: The interpreter's own limit, which bounds how deep the C functions go: a function may have raised it.
 DEPTH_MAX = 1000

@@ -50,9 +50,8 @@ class Result:
 
 def event(content_type, body):
     """The parsed JSON, else the text, else the bytes, by content type."""
-    if content_type == "application/json":
-        kind = content_type
-    else:
+    kind = content_type
+    if kind != "application/json":
         kind = content_type.partition(";")[0].strip().lower()
     if kind == "application/json" or kind.endswith("+json"):
         if not body:
@@ -83,7 +82,7 @@ def of_call(handler, event, context, channel, *, http):
         return _of_value(value, channel, http=http)
     except BadResult as error:
         return failed("bad_result", {"type": "BadResult", "message": str(error), "traceback": ""})
-    except BaseException as error:  # noqa: BLE001 - sys.exit() and KeyboardInterrupt are failures like any other
+    except BaseException as error:
         return failed(_reason(error), describe(error))
 
 
@@ -99,7 +98,7 @@ def _result(body, content_type, channel, head=None):
 
 
 def _await(value):
-    import asyncio  # noqa: PLC0415 - only functions that need it pay for it
+    import asyncio
 
     return _loop(asyncio).run_until_complete(value)
 
@@ -126,7 +125,7 @@ def _of_value(value, channel, *, http):
 
 
 def _iterate(generator):
-    import asyncio  # noqa: PLC0415
+    import asyncio
 
     loop = _loop(asyncio)
     while True:
@@ -197,7 +196,9 @@ def _is_header_name(name):
 
 
 def _is_header_value(text):
-    return len(text) <= HEADER_VALUE_CHARS_MAX and not any(letter < " " and letter != "\t" or letter == "\x7f" for letter in text)
+    if len(text) > HEADER_VALUE_CHARS_MAX:
+        return False
+    return not any((letter < " " and letter != "\t") or letter == "\x7f" for letter in text)
 
 
 def _reason(error):
@@ -244,7 +245,7 @@ def _traceback(error, frame):
 def _text(error):
     try:
         return _clean(str(error)[:MESSAGE_CHARS_MAX])
-    except BaseException:  # noqa: BLE001
+    except BaseException:
         return "(its message could not be made)"
 
 

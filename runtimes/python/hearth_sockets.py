@@ -1,7 +1,6 @@
 """Sockets that carry descriptors, without the `socket` module and what it loads."""
 
 import struct
-
 from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQPACKET, SOCK_STREAM, SOL_SOCKET, socket, socketpair
 
 __all__ = ["AF_UNIX", "SOCK_SEQPACKET", "SOCK_STREAM", "receive_fds", "send_fds", "socket", "socketpair"]

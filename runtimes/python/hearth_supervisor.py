@@ -7,6 +7,7 @@ its frame header alone and passed on. A child that breaks the protocol is killed
 import os
 import struct
 import sys
+from _signal import SIGKILL, SIGTERM
 
 import hearth_frames as frames
 import hearth_json
@@ -15,7 +16,6 @@ from hearth_calls import Call, Child, Zygote, ending, failure
 from hearth_link import READ_BYTES, Link
 from hearth_loop import Loop
 from hearth_sockets import send_fds, socketpair
-from _signal import SIGKILL, SIGTERM
 
 #: How long output is let gather in its pipe after a read that emptied it, seconds: a chatty function wakes us rarely.
 LOG_GATHER_S = 0.02
@@ -107,7 +107,7 @@ class Supervisor:
         if self._keyed:
             self._link.use_key(bytes.fromhex(hello["key"]))
         self._greeted = True
-        version = "%d.%d.%d" % sys.version_info[:3]
+        version = ".".join(map(str, sys.version_info[:3]))
         answer = {"protocol": frames.PROTOCOL, "runtime": "python", "version": version, "pid": os.getpid()}
         self._link.send(frames.encode(frames.HELLO, hearth_json.dumps(answer)))
 
@@ -327,7 +327,7 @@ class Supervisor:
     def _release(self, call):
         child = call.child
         del self._calls[call.number]
-        self._settling.append(call.number)
+        self._settling.append(call)
         child.call = None
         if self._once or child.ended is not None or self._spent:
             self._retire(child)
@@ -358,8 +358,8 @@ class Supervisor:
                 self._clean_apart()
                 return
         payload = b"" if self._spent is None else hearth_json.dumps({"spent": self._spent})
-        for number in self._settling:
-            self._link.send(frames.encode(frames.SETTLED, payload, number))
+        for call in self._settling:
+            self._link.send(frames.encode(frames.SETTLED, payload, call.number), bulk=call.streamed)  # after its result
         self._settling = []
 
     def _left_behind(self):

@@ -89,7 +89,7 @@ def _load(control, spec, unpacker, code_fd, folders, libc):
         sys.path[:] = hearth_code.search_path(folders.code, sys.path)
         handler = hearth_code.find_handler(spec["handler"])
         hearth_child.prepare_for(handler)
-    except BaseException as error:  # noqa: BLE001 - whatever the import raised, sys.exit included, is its answer
+    except BaseException as error:
         control.send(b"K" + hearth_json.dumps({"ok": False, "error": hearth_result.describe(error)}))
         return None
     imported = time.monotonic()

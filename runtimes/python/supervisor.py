@@ -1,8 +1,8 @@
 """The first program in a sandbox. It makes itself unreadable before anything else runs, then becomes the supervisor.
 
-    python3 -I -S supervisor.py fast:<name>      connects to the abstract unix socket <name>
-    python3 -I -S supervisor.py stdio            speaks on its stdin and stdout, as pid 1
-    python3 -I -S supervisor.py fd:<n> <root>    for tests: an open socket, and folders under <root> instead of under /
+python3 -I -S supervisor.py fast:<name>      connects to the abstract unix socket <name>
+python3 -I -S supervisor.py stdio            speaks on its stdin and stdout, as pid 1
+python3 -I -S supervisor.py fd:<n> <root>    for tests: an open socket, and folders under <root> instead of under /
 """
 
 import ctypes

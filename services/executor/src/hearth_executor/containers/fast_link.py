@@ -45,13 +45,19 @@ async def connect(container: Container, *, timeout_s: float) -> Link:
     except OSError as error:
         raise LinkFailed(f"the container's network namespace: {error.strerror or error}") from error
     loop = asyncio.get_running_loop()
+    # A pidfd becomes readable when its process ends: nobody will come then, and there is no need to wait for it.
+    gone = os.dup(container.pidfd)
     try:
         listener.setblocking(False)
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(timeout_s) as limit:
+            loop.add_reader(gone, lambda: limit.reschedule(0))
             accepted, _ = await loop.sock_accept(listener)
     except TimeoutError:
-        raise LinkFailed("the supervisor did not come to the link") from None
+        why = "it has ended" if not _alive(container.pidfd) else f"not within {timeout_s:.0f} s"
+        raise LinkFailed(f"the supervisor did not come to the link: {why}") from None
     finally:
+        loop.remove_reader(gone)
+        os.close(gone)
         listener.close()
     try:
         _check_peer(accepted, container)

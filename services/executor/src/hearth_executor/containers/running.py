@@ -178,7 +178,7 @@ class Running:
         try:
             await self._events.emit(subject, data, content_type)
             answer = {"ok": True}
-        except Exception as error:  # noqa: BLE001 - whatever the platform says is for the function to know
+        except Exception as error:
             answer = {"ok": False, "error": str(error)[:500]}
         self._link.send(Kind.EMIT_ACK, frames.json_bytes(answer), call=self.number)
 
@@ -206,7 +206,7 @@ class Running:
     async def _write_output(self, stream: int, name: str, queue: asyncio.Queue[bytes | None], open_output: OpenOutput) -> None:
         try:
             writer = await open_output(self.job, name)
-        except Exception as error:  # noqa: BLE001 - told to the function
+        except Exception as error:
             answer = {"ok": False, "error": str(error)[:500]}
             self._link.send(Kind.OUTPUT_ACK, frames.json_bytes(answer), call=self.number, stream=stream)
             return
@@ -235,11 +235,15 @@ def _text(value: object, chars_max: int) -> str:
     return value[:chars_max] if isinstance(value, str) else ""
 
 
+def _is_one_line(text: object) -> bool:
+    return isinstance(text, str) and not {"\r", "\n", "\0"}.intersection(text)
+
+
 def _headers(value: object) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, list):
         return ()
     pairs = list[tuple[str, str]]()
     for pair in value[:_HEADERS_MAX]:
-        if isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) and not {"\r", "\n", "\0"} & set(part) for part in pair):
+        if isinstance(pair, list) and len(pair) == 2 and all(_is_one_line(part) for part in pair):
             pairs.append((pair[0], pair[1]))
     return tuple(pairs)

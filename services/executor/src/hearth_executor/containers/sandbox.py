@@ -11,6 +11,7 @@ from hearth_executor.containers import fast_link, frames, stdio_link
 from hearth_executor.containers.container import Container
 from hearth_executor.containers.frames import Frame, Kind
 from hearth_executor.containers.link import Link
+from hearth_executor.containers.meter import Kills, Meter
 from hearth_executor.containers.running import OpenOutput, Running
 from hearth_executor.errors import LinkFailed, SandboxError, SandboxSpent
 from hearth_executor.ports import CallEvents, Finished, Invocation, Usage
@@ -37,7 +38,7 @@ async def boot(container: Container) -> "ContainerSandbox":
     if container.mode == "fast":
         link = await fast_link.connect(container, timeout_s=BOOT_S_MAX)
     elif container.attached is not None:
-        link = stdio_link.open(container.attached)
+        link = stdio_link.connect(container.attached)
     else:
         raise LinkFailed(f"container {container.name} is not attached")
     sandbox = ContainerSandbox(container, link)
@@ -65,7 +66,6 @@ class ContainerSandbox:
         """Milliseconds per phase of the load: code, unpack, import."""
         self.spent: str | None = None
         """Why it may serve no further call."""
-        self._version: FunctionVersion | None = None
         self._numbers = 0
         self._running = dict[int, Running]()
         self._settling = dict[int, asyncio.Future[None]]()
@@ -74,8 +74,7 @@ class ContainerSandbox:
         self._closed = False
         self._on_lost = list[Callable[[], None]]()
         self._on_settled = list[Callable[[], None]]()
-        self._overhead_bytes = 0
-        self._oom_kills = self._pids_refused = 0
+        self._meter = Meter(container.cgroup)
         link.on_frame = self._take
         link.on_lost = self._lost
 
@@ -104,9 +103,8 @@ class ContainerSandbox:
 
     async def load(self, version: FunctionVersion, code: AsyncIterator[bytes]) -> int:
         loop = asyncio.get_running_loop()
-        began = loop.time()
-        self._version = version
-        self._overhead_bytes = self._memory_bytes()
+        began = self._clock.monotonic()
+        self._meter.before_load()
         self._loaded = loop.create_future()
         payload = frames.json_bytes(_load_message(version))
         if len(payload) > frames.PAYLOAD_BYTES_MAX:
@@ -117,13 +115,13 @@ class ContainerSandbox:
                 async for chunk in code:
                     await self._link.send_data(Kind.CODE, chunk)
                 self._link.send(Kind.CODE, flags=frames.END)
-                sent = loop.time()
+                sent = self._clock.monotonic()
                 answer = await self._loaded
         except TimeoutError:
             self._spend("the import did not end")
             raise SandboxError(f"the code was not imported within {LOAD_S_MAX:.0f} s", reason=Reason.TIMEOUT) from None
         except LinkFailed as error:
-            if self._memory_ran_out():
+            if self._meter.kills().memory:
                 raise SandboxError("memory ran out while the code was imported", reason=Reason.OOM) from error
             raise
         if answer.get("ok") is not True:
@@ -131,12 +129,12 @@ class ContainerSandbox:
             raise self._load_error(answer)
         phases = answer.get("phases")
         self.phases = {"code": (sent - began) * 1000, **(_numbers(phases) if isinstance(phases, dict) else {})}
-        self._memory_ran_out()  # what was killed while loading is no call's fault
+        self._meter.after_load()
         size = answer.get("code_bytes")
         return size if isinstance(size, int) and size >= 0 else 0
 
     def _load_error(self, answer: dict[str, Any]) -> SandboxError:
-        if self._memory_ran_out():
+        if self._meter.kills().memory:
             return SandboxError("memory ran out while the code was imported", reason=Reason.OOM)
         error = answer.get("error")
         error = error if isinstance(error, dict) else {}
@@ -153,24 +151,23 @@ class ContainerSandbox:
         await self._until_settled()
         if self.spent is not None:
             raise SandboxSpent(self.spent)
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = self._clock.monotonic()
         self._numbers += 1
         running = Running(self._numbers, invocation.job, events, self._link, self._open_output)
         self._running[running.number] = running
-        resets = self._reset_peak()
+        self._meter.begin()
         feeder = self._begin(running, invocation)
         if self._load_log:
             self._give_load_log(running)
         timer = None
         if invocation.deadline is not None:
             left = max(0.0, invocation.deadline - self._clock.now())
-            timer = loop.call_later(left, self._stop, running, Reason.TIMEOUT)
+            timer = asyncio.get_running_loop().call_later(left, self._stop, running, Reason.TIMEOUT)
         try:
             ended = await _until_ended(running, lambda: self._stop(running, Reason.CANCELLED))
-            usage, memory_ran_out, refused = self._usage(running, invocation, ended, loop.time() - began, resets=resets)
-            finished = await self._conclude(running, ended, usage)
-            return _judge(finished, running, memory_ran_out=memory_ran_out, processes_refused=refused)
+            wall_s = self._clock.monotonic() - began
+            usage, kills = self._usage(running, invocation, ended, wall_s), self._meter.kills()
+            return _judge(await self._conclude(running, ended, usage), running, kills)
         finally:
             if timer is not None:
                 timer.cancel()
@@ -229,63 +226,20 @@ class ContainerSandbox:
             return Finished(reason=Reason.LOST.value, error_message=message, usage=usage, log_truncated=running.truncated)
         return await running.finished(*ended, usage)
 
-    # -- measuring
-
     def _usage(
-        self,
-        running: Running,
-        invocation: Invocation,
-        ended: "tuple[dict[str, Any], bytes] | None",
-        wall_s: float,
-        *,
-        resets: bool,
-    ) -> tuple[Usage, bool, bool]:
-        head = _numbers(ended[0]) if ended is not None else {}
-        peak_bytes = head.get("rss_kb", 0.0) * KIB
-        group = self._container.cgroup
-        if resets and group is not None:
-            with contextlib.suppress(OSError):
-                peak_bytes = max(0, group.read().peak_bytes - self._overhead_bytes)
-        refused_before = self._pids_refused
-        memory_ran_out = self._memory_ran_out()
-        usage = Usage(
+        self, running: Running, invocation: Invocation, ended: "tuple[dict[str, Any], bytes] | None", wall_s: float
+    ) -> Usage:
+        told = _numbers(ended[0]) if ended is not None else {}
+        peak_bytes = self._meter.peak_bytes()
+        if peak_bytes is None:
+            peak_bytes = told.get("rss_kb", 0.0) * KIB
+        return Usage(
             wall_ms=wall_s * 1000,
-            cpu_ms=head.get("cpu_us", 0.0) / 1000,
+            cpu_ms=told.get("cpu_us", 0.0) / 1000,
             memory_peak_mb=peak_bytes / MIB,
             bytes_in=invocation.body_size,
             bytes_out=running.bytes_out or (len(ended[1]) if ended is not None else 0),
         )
-        return usage, memory_ran_out, self._pids_refused > refused_before
-
-    def _memory_bytes(self) -> int:
-        """What the container uses before any code is in it: the platform's part, which no function is charged for."""
-        group = self._container.cgroup
-        if group is None:
-            return 0
-        try:
-            return group.read().memory_bytes
-        except OSError:
-            return 0
-
-    def _reset_peak(self) -> bool:
-        group = self._container.cgroup
-        try:
-            return group is not None and group.reset_peak()
-        except OSError:
-            return False
-
-    def _memory_ran_out(self) -> bool:
-        """Whether the kernel has killed for memory since the last look."""
-        group = self._container.cgroup
-        if group is None:
-            return False
-        try:
-            events = group.events()
-        except OSError:
-            return False
-        before, self._oom_kills = self._oom_kills, events.oom_kills
-        self._pids_refused = events.pids_refused
-        return events.oom_kills > before
 
     # -- frames
 
@@ -373,15 +327,15 @@ async def _uncancelled(future: "asyncio.Future[Any]") -> None:
             await asyncio.wait([future])
 
 
-def _judge(finished: Finished, running: Running, *, memory_ran_out: bool, processes_refused: bool) -> Finished:
+def _judge(finished: Finished, running: Running, kills: Kills) -> Finished:
     """The reason, by what is known for certain: what was done to the call, then what the kernel did, then what it said."""
     reason, message = finished.reason, finished.error_message
     if running.stopped is not None:
         reason = running.stopped.value
         message = "the call was stopped at its time limit" if running.stopped is Reason.TIMEOUT else "the call was cancelled"
-    elif memory_ran_out:
+    elif kills.memory:
         reason, message = Reason.OOM.value, "memory ran out"
-    if processes_refused and reason in (Reason.ERROR.value, Reason.TIMEOUT.value):
+    if kills.processes and reason in (Reason.ERROR.value, Reason.TIMEOUT.value):
         reason, message = Reason.RESOURCE.value, f"no more processes were allowed; {message}"
     if reason == finished.reason and message == finished.error_message:
         return finished

@@ -18,7 +18,7 @@ _HEADER = struct.Struct(">B3xI")
 _STDOUT, _STDERR = 1, 2
 
 
-def open(attached: Attached) -> Link:
+def connect(attached: Attached) -> Link:
     """A keyed link over an attached container."""
     return _Wire(attached).link
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+
 from hearth_contracts.functions import CodeRef, FunctionSpec, FunctionVersion
 from hearth_executor.containers import cgroup, profile
 from hearth_executor.containers.container import Container, LinkMode
 from hearth_executor.containers.engine import Engine
 from hearth_executor.containers.sandbox import ContainerSandbox, boot
-from hearth_executor.domain.limits import at_boot, folders, while_serving
+from hearth_executor.domain.limits import at_boot, folders
 from hearth_executor.ports import CallEvents, Finished, Invocation
 
 RUNTIME = Path(__file__).parents[5] / "runtimes" / "python"
@@ -35,7 +36,9 @@ def runtime_image() -> str:
     digest = hashlib.sha256(base.encode() + b"".join(file.read_bytes() for file in files)).hexdigest()
     label = subprocess.run(
         ["docker", "image", "inspect", "-f", '{{index .Config.Labels "files"}}', TEST_IMAGE],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if label.stdout.strip() != digest:
         with tempfile.TemporaryDirectory() as context:
@@ -75,16 +78,32 @@ async def start_container(engine: Engine, runtime_image: str) -> AsyncIterator[S
         name = f"hearth-test-{secrets.token_hex(6)}"
         uid = next(uids)
         config = profile.create_config(
-            image=runtime_image, owner=owner, runtime="python", class_mb=memory_mb, uid=uid, mode=mode,
-            socket_name=name, limits=at_boot(memory_mb), folders=folders(memory_mb),
+            image=runtime_image,
+            owner=owner,
+            runtime="python",
+            class_mb=memory_mb,
+            uid=uid,
+            mode=mode,
+            socket_name=name,
+            limits=at_boot(memory_mb),
+            folders=folders(memory_mb),
         )
-        id = await engine.create(config, name=name)
-        attached = await engine.attach(id) if mode == "stdio" else None
-        await engine.start(id)
-        pid = (await engine.inspect(id))["State"]["Pid"]
+        container_id = await engine.create(config, name=name)
+        attached = await engine.attach(container_id) if mode == "stdio" else None
+        await engine.start(container_id)
+        pid = (await engine.inspect(container_id))["State"]["Pid"]
         container = Container(
-            id=id, name=name, pid=pid, pidfd=os.pidfd_open(pid), uid=uid, mode=mode, socket_name=name,
-            runtime="python", class_mb=memory_mb, cgroup=cgroup.locate(pid), attached=attached,
+            id=container_id,
+            name=name,
+            pid=pid,
+            pidfd=os.pidfd_open(pid),
+            uid=uid,
+            mode=mode,
+            socket_name=name,
+            runtime="python",
+            class_mb=memory_mb,
+            cgroup=cgroup.locate(pid),
+            attached=attached,
         )
         made.append(container)
         return container
@@ -154,9 +173,14 @@ class Function:
     ) -> Finished:
         self.calls += 1
         invocation = Invocation(
-            job=f"job-{self.calls}", attempt=1, deadline=None if timeout_s is None else time.time() + timeout_s,
-            content_type=content_type, body=body, body_size=len(body) if isinstance(body, bytes) else size or 0,
-            traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01", http=http,
+            job=f"job-{self.calls}",
+            attempt=1,
+            deadline=None if timeout_s is None else time.time() + timeout_s,
+            content_type=content_type,
+            body=body,
+            body_size=len(body) if isinstance(body, bytes) else size or 0,
+            traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01",
+            http=http,
         )
         return await self.sandbox.call(invocation, (heard or Heard()).events())
 
@@ -181,7 +205,11 @@ def load_function(start_container: StartContainer) -> LoadFunction:
 
 def version(code: bytes, *, kind: str = "file", **spec: Any) -> FunctionVersion:
     return FunctionVersion(
-        tenant="acme", function="probe", version=1, digest="0" * 64, spec=FunctionSpec(name="probe", **spec),
+        tenant="acme",
+        function="probe",
+        version=1,
+        digest="0" * 64,
+        spec=FunctionSpec(name="probe", **spec),
         code=CodeRef(object="x", kind=kind, filename="main.py" if kind == "file" else "", size=len(code), sha256="0" * 64),  # type: ignore[arg-type]
         created_at=0.0,
     )

@@ -8,6 +8,7 @@ import time
 import zipfile
 
 import pytest
+
 from hearth_executor.errors import SandboxError, SandboxSpent
 
 pytestmark = pytest.mark.docker
@@ -22,7 +23,7 @@ async def test_a_call_answers_with_the_handlers_result(load_function, mode):
         assert finished.content_type == "application/json"
 
 
-FORMS = '''
+FORMS = """
 import asyncio
 async def coroutine(event, context):
     await asyncio.sleep(0)
@@ -47,7 +48,7 @@ def binary(event, context): return b"\\x00\\xff"
 def number(event, context): return 1.5
 def echo(event, context):
     return {"type": type(event).__name__, "event": event.decode() if isinstance(event, bytes) else event}
-'''
+"""
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ async def test_a_lambda_style_name_and_a_module_in_a_package(load_function):
     ("content_type", "body", "kind", "event"),
     [
         ("application/json", b'{"a": [1, null]}', "dict", {"a": [1, None]}),
-        ("application/json", b' \n 3 \n', "int", 3),
+        ("application/json", b" \n 3 \n", "int", 3),
         ("application/json", b"", "NoneType", None),
         ("application/cloudevents+json; charset=utf-8", b"[]", "list", []),
         ("application/json", b"{broken", "str", "{broken"),
@@ -99,14 +100,14 @@ async def test_the_event_is_json_else_text_else_bytes(load_function, content_typ
 
 
 async def test_the_context_has_our_names_and_lambdas(load_function):
-    source = '''
+    source = """
 def handle(event, context):
     assert 0 < context.remaining_ms() <= 30000
     assert 0 < context.get_remaining_time_in_millis() <= 30000
     return {name: getattr(context, name) for name in (
         "job_id", "aws_request_id", "attempt", "function", "function_name", "version", "function_version", "tenant",
         "memory_limit_in_mb", "traceparent", "start", "invoked_function_arn", "content_type", "http")}
-'''
+"""
     function = await load_function(source)
     first, second = [json.loads((await function.call()).result) for _ in range(2)]
     assert first["job_id"] == first["aws_request_id"] == "job-1"
@@ -124,7 +125,7 @@ async def test_a_call_without_a_limit_has_no_deadline(load_function):
 
 
 async def test_variables_and_folders(load_function):
-    source = '''
+    source = """
 import os
 AT_IMPORT = os.environ["GREETING"]
 def handle(event, context):
@@ -134,22 +135,29 @@ def handle(event, context):
     except OSError as error:
         code = type(error).__name__
     return [AT_IMPORT, os.environ["GREETING"], os.getcwd(), code, "HEARTH_FUNCTION" in os.environ, os.environ["HOME"]]
-'''
+"""
     function = await load_function(source, env={"GREETING": "hällo"})
     assert json.loads((await function.call()).result) == ["hällo", "hällo", "/code", "PermissionError", True, "/tmp"]
 
 
 async def test_vendored_dependencies_are_found_and_zip_and_tar_are_alike(load_function):
-    files = {"main.py": "import dep, sub.mod\ndef handle(event, context): return [dep.X, sub.mod.Y]",
-             "vendor/dep.py": "X = 1", "sub/__init__.py": "", "sub/mod.py": "Y = 2"}
+    files = {
+        "main.py": "import dep, sub.mod\ndef handle(event, context): return [dep.X, sub.mod.Y]",
+        "vendor/dep.py": "X = 1",
+        "sub/__init__.py": "",
+        "sub/mod.py": "Y = 2",
+    }
     for kind, bundle in (("zip", zipped(files)), ("tar.gz", tarred(files))):
         function = await load_function(bundle, kind=kind)
         assert (await function.call()).result == b"[1,2]"
 
 
 async def test_modules_of_the_runtime_do_not_hide_the_users(load_function):
-    files = {"main.py": "import frames, supervisor\ndef handle(event, context): return [frames.X, supervisor.X]",
-             "frames.py": "X = 1", "supervisor.py": "X = 2"}
+    files = {
+        "main.py": "import frames, supervisor\ndef handle(event, context): return [frames.X, supervisor.X]",
+        "frames.py": "X = 1",
+        "supervisor.py": "X = 2",
+    }
     function = await load_function(zipped(files), kind="zip")
     assert (await function.call()).result == b"[1,2]"
 
@@ -179,7 +187,7 @@ async def test_fresh_serves_one_call_and_then_is_spent(load_function, mode):
 
 
 async def test_an_error_tells_type_message_and_the_users_frames(load_function, mode):
-    source = '''
+    source = """
 import json
 def inner():
     json.loads("{")
@@ -188,7 +196,7 @@ def handle(event, context):
         inner()
     except ValueError as error:
         raise RuntimeError("grüße") from error
-'''
+"""
     function = await load_function(source, mode=mode)
     finished = await function.call()
     assert (finished.reason, finished.error_type, finished.error_message) == ("error", "RuntimeError", "grüße")
@@ -228,7 +236,12 @@ async def test_every_bad_end_is_an_error_and_the_next_call_works(load_function, 
 @pytest.mark.parametrize(
     "value",
     [
-        "float('nan')", "float('inf')", "{1, 2}", "object()", "{'a': object}", "10 ** 5000",
+        "float('nan')",
+        "float('inf')",
+        "{1, 2}",
+        "object()",
+        "{'a': object}",
+        "10 ** 5000",
         "__import__('functools').reduce(lambda a, _: [a], range(100_000), 0)",
         "(lambda a: (a.append(a), a)[1])([])",
         "(__import__('sys').setrecursionlimit(10**6), __import__('functools').reduce(lambda a, _: [a], range(100_000), 0))[1]",
@@ -275,14 +288,14 @@ async def test_a_streamed_event_arrives_whole(load_function, mode):
 
 
 async def test_a_slow_reader_slows_the_function_and_nothing_piles_up(load_function, make_heard):
-    source = '''
+    source = """
 import time
 def handle(event, context):
     began = time.monotonic()
     for n in range(40):
         yield bytes(65536)
     print(time.monotonic() - began)
-'''
+"""
     function = await load_function(source)
     heard = make_heard(write_delay_s=0.02)
     finished = await function.call(heard=heard)
@@ -292,14 +305,14 @@ def handle(event, context):
 
 
 async def test_an_http_response_has_status_headers_and_body(load_function):
-    source = '''
+    source = """
 def handle(event, context):
     if event == "plain": return {"path": context.http["path"]}
     if event == "bad": return {"statusCode": 200, "headers": {"x-a": "one\\r\\nset-cookie: b"}}
     if event == "status": return {"statusCode": "many"}
     return {"statusCode": 201, "headers": {"Content-Type": "image/png", "x-n": 1}, "cookies": ["a=b"],
             "body": "AP8=", "isBase64Encoded": True}
-'''
+"""
     function = await load_function(source)
     http = {"method": "GET", "path": "/a", "query": "", "headers": []}
     finished = await function.call(b"1", http=http)
@@ -314,7 +327,7 @@ def handle(event, context):
 
 
 async def test_a_function_emits_events_and_learns_of_refusals(load_function, make_heard, mode):
-    source = '''
+    source = """
 def handle(event, context):
     context.emit("camera.motion", {"n": 1})
     context.emit("camera.raw", b"\\x00")
@@ -322,7 +335,7 @@ def handle(event, context):
         context.emit("refused", "text")
     except Exception as error:
         return [type(error).__name__, str(error)]
-'''
+"""
     function = await load_function(source, mode=mode)
     heard = make_heard()
     finished = await function.call(heard=heard)

@@ -5,6 +5,7 @@ import json
 import time
 
 import pytest
+
 from hearth_contracts.enums import Reason
 from hearth_executor.containers import fast_link
 from hearth_executor.errors import LinkFailed, SandboxSpent
@@ -15,6 +16,7 @@ BOTH = pytest.mark.parametrize("isolation", ["process", "reuse"])
 
 
 # -- time
+
 
 @BOTH
 @pytest.mark.parametrize(
@@ -28,19 +30,18 @@ BOTH = pytest.mark.parametrize("isolation", ["process", "reuse"])
     ],
 )
 async def test_a_call_ends_in_time_whatever_the_function_does(load_function, isolation, body, mode):
-    function = await load_function(f"def handle(event, context):\n    if event: return 1\n    {body}\n", isolation=isolation, mode=mode)
+    function = await load_function(
+        f"def handle(event, context):\n    if event: return 1\n    {body}\n", isolation=isolation, mode=mode
+    )
     began = time.monotonic()
     finished = await function.call(timeout_s=0.3)
     assert finished.reason == Reason.TIMEOUT
     assert time.monotonic() - began < 0.3 + 1 + 1
-    try:
-        assert (await function.call(b"1")).result == b"1"
-    except SandboxSpent as spent:
-        assert "left running" in str(spent)
+    assert await fine_or_spent(function)
 
 
 async def test_a_function_may_clean_up_within_the_grace(load_function, make_heard):
-    source = '''
+    source = """
 import signal, sys, time
 def handle(event, context):
     def stop(*_):
@@ -48,7 +49,7 @@ def handle(event, context):
         sys.exit(0)
     signal.signal(signal.SIGTERM, stop)
     time.sleep(100)
-'''
+"""
     function = await load_function(source)
     heard = make_heard()
     began = time.monotonic()
@@ -84,7 +85,9 @@ async def test_a_supervisor_that_is_stopped_costs_its_sandbox_not_the_slot(load_
 
 @BOTH
 async def test_a_function_that_kills_its_supervisor_is_lost(load_function, isolation):
-    source = "import os, signal, time\ndef handle(event, context):\n    os.kill(supervisor(), signal.SIGKILL)\n    time.sleep(100)"
+    source = (
+        "import os, signal, time\ndef handle(event, context):\n    os.kill(supervisor(), signal.SIGKILL)\n    time.sleep(100)"
+    )
     function = await load_function(source + FIND_SUPERVISOR, isolation=isolation)
     finished = await function.call()
     assert finished.reason == Reason.LOST
@@ -94,27 +97,49 @@ async def test_a_function_that_kills_its_supervisor_is_lost(load_function, isola
 
 
 async def test_as_first_process_the_supervisor_cannot_be_killed_from_inside(load_function):
-    source = "import os, signal\ndef handle(event, context):\n    for n in (9, 15, 19): os.kill(1, n)\n    return os.getppid() != 1"
+    source = (
+        "import os, signal\ndef handle(event, context):\n    for n in (9, 15, 19): os.kill(1, n)\n    return os.getppid() != 1"
+    )
     function = await load_function(source, mode="stdio")
     assert (await function.call()).result == b"true"
     assert (await function.call()).result == b"true"
 
 
+async def fine_or_spent(function) -> bool:
+    """The next call works, or the sandbox says that something was left running in it."""
+    try:
+        return (await function.call(b"1")).result == b"1"
+    except SandboxSpent as spent:
+        return "left running" in str(spent)
+
+
 # -- what is left behind
 
 LEAVERS = {
-    "a daemon": "import os\n    if os.fork() == 0:\n        os.setsid()\n        if os.fork() == 0:\n            while True: time.sleep(1)\n        os._exit(0)",
-    "a subprocess": "import subprocess\n    subprocess.Popen(['sleep', '1000'], start_new_session=True)",
-    "a fork that ignores signals": (
-        "import os, signal\n    if os.fork() == 0:\n        os.setsid()\n        signal.signal(15, signal.SIG_IGN)\n        while True: time.sleep(1)"
-    ),
+    "a daemon": """
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            while True: time.sleep(1)
+        os._exit(0)""",
+    "a subprocess": """
+    subprocess.Popen(["sleep", "1000"], start_new_session=True)""",
+    "a fork that ignores signals": """
+    if os.fork() == 0:
+        os.setsid()
+        signal.signal(15, signal.SIG_IGN)
+        while True: time.sleep(1)""",
 }
 
 
 @BOTH
 @pytest.mark.parametrize("what", LEAVERS)
 async def test_a_process_left_running_makes_the_sandbox_spent(load_function, isolation, what, mode):
-    function = await load_function(f"import time\ndef handle(event, context):\n    {LEAVERS[what]}\n    return 1", isolation=isolation, mode=mode)
+    function = await load_function(
+        f"import os, signal, subprocess, time\ndef handle(event, context):{LEAVERS[what]}\n    return 1",
+        isolation=isolation,
+        mode=mode,
+    )
     finished = await function.call()
     assert finished.result == b"1"
     with pytest.raises(SandboxSpent, match="left running"):
@@ -125,7 +150,7 @@ async def test_a_process_left_running_makes_the_sandbox_spent(load_function, iso
 @BOTH
 async def test_processes_that_end_by_themselves_do_not(load_function, isolation):
     # The control: the same, but gone in time; some only just after the call.
-    source = '''
+    source = """
 import os, subprocess, time
 def handle(event, context):
     subprocess.run(["true"])
@@ -136,7 +161,7 @@ def handle(event, context):
     for _ in range(5):
         if os.fork() == 0: os._exit(0)
     return 1
-'''
+"""
     function = await load_function(source, isolation=isolation)
     for _ in range(3):
         assert (await function.call()).result == b"1"
@@ -152,7 +177,7 @@ async def test_what_the_import_starts_may_stay(load_function):
 
 @BOTH
 async def test_scratch_is_empty_for_the_next_call(load_function, isolation, mode):
-    source = '''
+    source = """
 import os
 FOLDERS = ("/tmp", "/output", "/dev/shm")
 def handle(event, context):
@@ -166,14 +191,14 @@ def handle(event, context):
     for n in range(event or 0):
         open(f"/tmp/{n}", "w").close()
     return found
-'''
+"""
     function = await load_function(source, isolation=isolation, mode=mode)
     for extra in (0, 0, 500, 0):
         assert json.loads((await function.call(str(extra).encode())).result) == [[], [], []]
 
 
 async def test_a_very_deep_folder_is_removed_too(load_function):
-    source = '''
+    source = """
 import os
 def handle(event, context):
     os.chdir("/tmp")
@@ -181,21 +206,23 @@ def handle(event, context):
     for _ in range(3000):
         os.mkdir("d"); os.chdir("d")
     return empty
-'''
+"""
     function = await load_function(source)
     for _ in range(2):
         assert (await function.call()).result == b"true"
 
 
 async def test_a_fork_that_returns_from_the_handler_does_not_answer_twice(load_function):
-    source = "import os, time\ndef handle(event, context):\n    pid = os.fork()\n    if pid: os.waitpid(pid, 0)\n    return bool(pid)"
+    source = (
+        "import os, time\ndef handle(event, context):\n    pid = os.fork()\n    if pid: os.waitpid(pid, 0)\n    return bool(pid)"
+    )
     function = await load_function(source)
     for _ in range(3):
         assert (await function.call()).result == b"true"
 
 
 async def test_idle_children_that_are_killed_are_replaced(load_function):
-    source = '''
+    source = """
 import os
 def handle(event, context):
     me, ours = os.getpid(), []
@@ -203,7 +230,7 @@ def handle(event, context):
         if name.isdigit() and int(name) not in (1, me) and open(f"/proc/{name}/stat").read().split()[3] == str(os.getppid()):
             os.kill(int(name), 9); ours.append(name)
     return len(ours)
-'''
+"""
     function = await load_function(source)
     for _ in range(5):
         assert (await function.call()).reason is None
@@ -211,9 +238,10 @@ def handle(event, context):
 
 # -- output
 
+
 @BOTH
 async def test_everything_printed_is_log_in_whatever_way(load_function, make_heard, isolation, mode):
-    source = '''
+    source = """
 import ctypes, os, subprocess, sys
 def handle(event, context):
     print("python")
@@ -222,7 +250,7 @@ def handle(event, context):
     os.write(1, b"\\xff\\x00raw\\n")
     ctypes.CDLL(None).puts(b"from C")
     subprocess.run(["sh", "-c", "echo child; echo err >&2"])
-'''
+"""
     function = await load_function(source, isolation=isolation, mode=mode)
     for _ in range(2):
         heard = make_heard()
@@ -243,14 +271,14 @@ async def test_the_log_comes_while_the_function_runs(load_function, make_heard, 
 
 @BOTH
 async def test_a_flood_is_cut_and_drained(load_function, make_heard, isolation, mode):
-    source = '''
+    source = """
 import os
 def handle(event, context):
     line = b"x" * 65536
     for _ in range(800): os.write(1, line)
     os.write(2, b"last")
     return 1
-'''
+"""
     function = await load_function(source, isolation=isolation, mode=mode)
     heard = make_heard()
     finished = await function.call(heard=heard, timeout_s=20)
@@ -270,13 +298,13 @@ async def test_a_flood_does_not_hold_up_the_kill(load_function, mode):
 
 
 async def test_late_output_of_a_reused_process_is_not_the_next_calls(load_function, make_heard):
-    source = '''
+    source = """
 import threading, time
 def handle(event, context):
     if event:
         return time.sleep(event)
     threading.Thread(target=lambda: (time.sleep(0.05), print("late"))).start()
-'''
+"""
     function = await load_function(source, isolation="reuse")
     await function.call()
     await asyncio.sleep(0.3)
@@ -287,7 +315,7 @@ def handle(event, context):
 
 # -- the link
 
-FIND_SUPERVISOR = '''
+FIND_SUPERVISOR = """
 def supervisor():
     import os
     for name in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
@@ -295,9 +323,9 @@ def supervisor():
             if b"supervisor.py" in open(f"/proc/{name}/cmdline", "rb").read() and name != "1": return int(name)
         except OSError: pass
     return 1
-'''
+"""
 
-PROBE = '''
+PROBE = """
 import ctypes, json, os, socket, stat
 def attempt(action):
     try:
@@ -334,7 +362,7 @@ def handle(event, context):
         "connect": attempt(connect),
         "listening": unix,
     }
-'''
+"""
 
 
 async def test_user_code_reaches_the_link_by_no_way(load_function, mode):
@@ -351,7 +379,7 @@ async def test_user_code_reaches_the_link_by_no_way(load_function, mode):
 
 async def test_the_control_without_its_guard_the_probe_gets_in(load_function):
     # A process that made itself readable again is open to its siblings: the probe does find a way where there is one.
-    source = '''
+    source = """
 import ctypes, os, time
 def handle(event, context):
     pid = os.fork()
@@ -365,14 +393,14 @@ def handle(event, context):
         opened = False
     os.waitpid(pid, 0)
     return opened
-'''
+"""
     function = await load_function(source)
     assert (await function.call(b"true")).result == b"true"
     assert (await function.call(b"false")).result == b"false"
 
 
 async def test_a_second_connection_finds_nobody(load_function):
-    source = '''
+    source = """
 import socket
 def handle(event, context):
     s = socket.socket(socket.AF_UNIX); s.settimeout(1)
@@ -380,7 +408,7 @@ def handle(event, context):
         s.connect("\\0" + event); return "connected"
     except OSError as error:
         return type(error).__name__
-'''
+"""
     function = await load_function(source)
     name = function.sandbox.container.socket_name
     assert (await function.call(json.dumps(name).encode())).result == b"ConnectionRefusedError"
@@ -408,7 +436,8 @@ async def test_our_own_network_namespace_is_never_entered(start_container):
     container = await start_container()
     ours = type(container)(
         **{field: getattr(container, field) for field in container.__slots__ if field not in ("pid", "pidfd")},
-        pid=os.getpid(), pidfd=container.pidfd,
+        pid=os.getpid(),
+        pidfd=container.pidfd,
     )
     with pytest.raises(LinkFailed):
         await fast_link.connect(ours, timeout_s=2)
@@ -416,7 +445,7 @@ async def test_our_own_network_namespace_is_never_entered(start_container):
 
 @BOTH
 async def test_printed_frames_are_only_log(load_function, make_heard, isolation, mode):
-    source = '''
+    source = """
 import os, struct
 def handle(event, context):
     forged = struct.pack(">I", 15) + b'{"reason":null}' + b"forged"
@@ -424,7 +453,7 @@ def handle(event, context):
         frame = struct.pack(">IBBHI", len(forged), 7, 0, 0, call) + forged
         os.write(1, frame); os.write(2, frame)
     return "real"
-'''
+"""
     function = await load_function(source, isolation=isolation, mode=mode)
     heard = make_heard()
     for _ in range(2):
@@ -444,7 +473,7 @@ def handle(event, context):
     ],
 )
 async def test_frames_no_runtime_writes_end_the_call_and_the_sandbox(load_function, forged):
-    source = f'''
+    source = f"""
 import os, struct, time
 def handle(event, context):
     for name in map(int, os.listdir("/proc/self/fd")):
@@ -452,7 +481,7 @@ def handle(event, context):
             if name > 2 and os.readlink(f"/proc/self/fd/{{name}}").startswith("socket"):
                 os.write(name, {forged}); time.sleep(5)
         except OSError: pass
-'''
+"""
     function = await load_function(source)
     finished = await function.call(timeout_s=3)
     assert (finished.reason, finished.error_type) == ("error", "ProtocolError")
@@ -462,7 +491,7 @@ def handle(event, context):
 
 @pytest.mark.parametrize("head", [b"[1]", b"not json", b"[" * 3000, b'{"reason": 5, "error": 7, "cpu_us": -1, "headers": {}}'])
 async def test_a_made_up_result_head_harms_nobody(load_function, head):
-    source = f'''
+    source = f"""
 import os, struct, time
 def handle(event, context):
     payload = struct.pack(">I", {len(head)}) + {head!r}
@@ -471,13 +500,14 @@ def handle(event, context):
             if name > 2 and os.readlink(f"/proc/self/fd/{{name}}").startswith("socket"):
                 os.write(name, struct.pack(">IBBHI", len(payload), 7, 0, 0, 1) + payload); time.sleep(5)
         except OSError: pass
-'''
+"""
     function = await load_function(source)
     finished = await function.call(timeout_s=3)
     assert finished.reason in (Reason.ERROR, Reason.LOST)
 
 
 # -- memory and processes
+
 
 async def test_peaks_are_of_the_call_not_of_the_containers_life(load_function, mode):
     source = "def handle(event, context):\n    data = bytearray(event << 20)\n    return len(data)"
@@ -491,7 +521,11 @@ async def test_peaks_are_of_the_call_not_of_the_containers_life(load_function, m
 @pytest.mark.parametrize("where", ["itself", "a subprocess"])
 async def test_memory_that_runs_out_is_told_as_such(load_function, isolation, where, mode):
     bomb = "x = []\\nwhile True: x.append(bytearray(1 << 20))"
-    body = f'exec("{bomb}")' if where == "itself" else f'import subprocess, sys; subprocess.run(["/usr/bin/python3", "-c", "{bomb}"])'
+    body = (
+        f'exec("{bomb}")'
+        if where == "itself"
+        else f'import subprocess, sys; subprocess.run(["/usr/bin/python3", "-c", "{bomb}"])'
+    )
     source = f"def handle(event, context):\n    if event: return 1\n    {body}\n"
     function = await load_function(source, isolation=isolation, mode=mode)
     for _ in range(3):
@@ -524,3 +558,12 @@ async def test_a_fork_bomb_is_a_matter_of_resources(load_function, mode):
 async def test_limits_that_are_reached_are_told_as_such(load_function, body, reason):
     function = await load_function(f"def handle(event, context):\n    {body}\n")
     assert (await function.call(timeout_s=10)).reason == reason
+
+
+async def test_a_container_that_ends_before_its_link_is_known_at_once(start_container):
+    container = await start_container()
+    container.kill()
+    began = time.monotonic()
+    with pytest.raises(LinkFailed):
+        await fast_link.connect(container, timeout_s=20)
+    assert time.monotonic() - began < 5

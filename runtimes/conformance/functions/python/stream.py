@@ -1,0 +1,3 @@
+def handle(event, context):
+    for n in range(event):
+        yield f"piece {n}\n"
