@@ -6,9 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.support.platform import Client, Platform, client, started
-
 
 
 @pytest.fixture(scope="session")

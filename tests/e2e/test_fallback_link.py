@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from tests.support.platform import client, started
 
 pytestmark = [pytest.mark.platform, pytest.mark.docker]

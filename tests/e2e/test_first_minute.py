@@ -5,7 +5,6 @@ import io
 import json
 
 import pytest
-
 from tests.support.platform import Client
 
 pytestmark = [pytest.mark.platform, pytest.mark.docker]
@@ -98,9 +97,7 @@ async def test_cancel_leaves_no_process(hearth: Client) -> None:
 
 
 async def test_a_timeout_ends_what_ignores_it(hearth: Client) -> None:
-    source = (
-        "import signal, time\n\ndef handle(event, context):\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    time.sleep(60)\n"
-    )
+    source = "import signal, time\n\ndef handle(event, context):\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    time.sleep(60)\n"
     await hearth.deploy("stubborn", source, timeout_s=1)
     started = asyncio.get_running_loop().time()
     answer = await hearth.invoke("stubborn")

@@ -3,7 +3,6 @@
 import asyncio
 
 import pytest
-
 from tests.support.platform import Client
 
 pytestmark = [pytest.mark.platform, pytest.mark.docker]

@@ -4,7 +4,6 @@ import asyncio
 from pathlib import Path
 
 import pytest
-
 from tests.support.platform import Client
 
 pytestmark = [pytest.mark.platform, pytest.mark.docker]

@@ -5,7 +5,6 @@ import os
 import signal
 
 import pytest
-
 from tests.support.platform import Client
 
 pytestmark = [pytest.mark.platform, pytest.mark.docker]

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.support import checker
 from tests.support.platform import Client, Platform, client, started
 
@@ -22,7 +21,9 @@ def sturdy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """Two of what can be two, and two stores."""
     data = tmp_path_factory.mktemp("faults") / "data"
     stores = f"a={data}/store-a,b={data}/store-b"
-    with started(data, "--executors", "2", "--schedulers", "2", env={"HEARTH_STORE_FOLDERS": stores, "HEARTH_SLOTS": "8"}) as platform:
+    with started(
+        data, "--executors", "2", "--schedulers", "2", env={"HEARTH_STORE_FOLDERS": stores, "HEARTH_SLOTS": "8"}
+    ) as platform:
         yield platform
 
 

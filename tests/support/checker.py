@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hearth_persister import reading
 from tests.support.platform import Told
+
+from hearth_persister import reading
 
 
 @dataclass(frozen=True)

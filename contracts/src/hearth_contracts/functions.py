@@ -25,14 +25,14 @@ class Strict(BaseModel):
 
 
 class Scale(Strict):
-    min_warm: int = Field(0, ge=0, le=1000, description="Warm copies kept ready, whatever the demand.")
-    max: int = Field(20, ge=1, le=10_000, description="Calls of this function that may run at once on the whole platform.")
-    idle_s: float = Field(300, ge=1, le=86_400, description="Seconds an idle copy stays warm.")
+    min_warm: int = Field(default=0, ge=0, le=1000, description="Warm copies kept ready, whatever the demand.")
+    max: int = Field(default=20, ge=1, le=10_000, description="Calls of this function that may run at once on the whole platform.")
+    idle_s: float = Field(default=300, ge=1, le=86_400, description="Seconds an idle copy stays warm.")
 
 
 class Retry(Strict):
-    attempts: int = Field(1, ge=1, le=100, description="How often a call may run in all.")
-    backoff_s: tuple[float, ...] = Field((1, 5, 30), max_length=20, description="Seconds to wait before each further attempt.")
+    attempts: int = Field(default=1, ge=1, le=100, description="How often a call may run in all.")
+    backoff_s: tuple[float, ...] = Field(default=(1, 5, 30), max_length=20, description="Seconds to wait before each further attempt.")
 
     @field_validator("backoff_s")
     @classmethod
@@ -43,7 +43,7 @@ class Retry(Strict):
 
 
 class Queue(Strict):
-    depth: int = Field(10_000, ge=1, le=1_000_000, description="Calls that may wait; one more is answered 429.")
+    depth: int = Field(default=10_000, ge=1, le=1_000_000, description="Calls that may wait; one more is answered 429.")
 
 
 class FunctionSpec(Strict):
@@ -57,7 +57,7 @@ class FunctionSpec(Strict):
     timeout_s: float = Field(30, ge=0, le=7 * 86_400, description="0: no limit.")
     isolation: Isolation = Isolation.PROCESS
     backend: BackendChoice = BackendChoice.AUTO
-    concurrency: int = Field(1, ge=1, le=1, description="Calls at once in one sandbox.")
+    concurrency: int = Field(default=1, ge=1, le=1, description="Calls at once in one sandbox.")
     scale: Scale = Scale()
     env: dict[str, str] = Field(default_factory=dict, max_length=200)
     retry: Retry = Retry()

@@ -83,6 +83,15 @@ def _compare(path: str, old: Schema, new: Schema, old_root: Schema, new_root: Sc
 _STRUCTURE: Final = frozenset({"properties", "required", "$defs", "$ref", "items", "anyOf", "prefixItems"})
 
 
+def _is_wider(key: str, before: Any, after: Any) -> bool:
+    """Whether a bound was only moved out of the way."""
+    if key not in _UPPER | _LOWER:
+        return False
+    if before is None or after is None:
+        return after is None
+    return bool(after >= before if key in _UPPER else after <= before)
+
+
 def _keywords(old: Schema, new: Schema) -> Iterator[str]:
     for key in sorted((old.keys() | new.keys()) - _PROSE - _STRUCTURE):
         before, after = old.get(key), new.get(key)
@@ -94,11 +103,7 @@ def _keywords(old: Schema, new: Schema) -> Iterator[str]:
             gone = [value for value in before if value not in after]
             if gone:
                 yield f"{', '.join(map(str, gone))} may not be said any more"
-        elif key in _UPPER and (after is None or (before is not None and after >= before)):
-            continue
-        elif key in _LOWER and (after is None or (before is not None and after <= before)):
-            continue
-        else:
+        elif not _is_wider(key, before, after):
             yield f"{key} was {before!r}, is {after!r}"
     for key in ("items", "anyOf", "prefixItems"):
         if (key in old) != (key in new):

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -32,7 +32,7 @@ class Target:
         self.processes = tuple(processes)
         self._session: aiohttp.ClientSession | None = None
 
-    async def __aenter__(self) -> "Target":
+    async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(headers={"x-api-key": self.key}, timeout=aiohttp.ClientTimeout(total=120))
         return self
 
@@ -86,7 +86,7 @@ class Target:
             f"POST /v1/functions/{name}/invoke HTTP/1.1\r\nHost: {self.host}:{self.port}\r\nx-api-key: {self.key}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
         )
-        plan = {"host": self.host, "port": self.port, "request": request, "clients": clients}
+        plan: dict[str, Any] = {"host": self.host, "port": self.port, "request": request, "clients": clients}
         plan.update({"requests": requests} if requests >= 0 else {"seconds": seconds})
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "hearth_cli.bench.load", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
