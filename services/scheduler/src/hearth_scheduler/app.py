@@ -67,12 +67,12 @@ class Scheduler:
         """As long as the process."""
         role = Role(bus=self._bus, role=ROLE, holder=self._bus.instance, clock=self._clock)
         while not self._stopping:
-            async with role.hold() as lease:
-                self._ended.clear()
-                try:
+            try:
+                async with role.hold() as lease:
+                    self._ended.clear()
                     await self._serve(lease)
-                finally:
-                    self._ended.set()
+            finally:
+                self._ended.set()  # only now: the lease is given back when the block above is left
 
     async def _serve(self, lease: Lease) -> None:
         term = Term(

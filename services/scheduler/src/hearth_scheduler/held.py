@@ -73,6 +73,8 @@ class Held:
     beside: str = ""
     later: "Held | None" = field(default=None)
     """The same job under a later dispatch id, which came while this one was being stored."""
+    ended: bool = False
+    """A final of the job was heard while something was being asked about it."""
     note: str = ""
     """What people were told it waits for."""
 

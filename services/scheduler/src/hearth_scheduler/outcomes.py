@@ -69,6 +69,7 @@ class Outcomes:
 
     def _decide(self, outcome: Outcome, message: Message, *, sync: bool, known: bool) -> None:
         if not self._ours():
+            message.nak()  # it came while this term was ending: the next one has it at once
             return
         call = outcome.run.call
         version = self._registry.known(call.tenant, call.function, call.version) if known else None

@@ -135,11 +135,12 @@ class Dispatcher:
                     why = f"there is no version {call.version} of {call.function} any more"
                     await self._reject(held, Reason.REJECTED, errors.REJECTED, why)
                     return
-            if self._has_to_look(held) and not await self._settler.may_run(
-                held.call, held.body, held.header, sync=held.sync, anew=held.anew
-            ):
-                self.drop(held)
-                return
+            look = self._has_to_look(held)
+            while look or held.ended:
+                look = held.ended = False
+                if not await self._settler.may_run(held.call, held.body, held.header, sync=held.sync, anew=held.anew):
+                    self.drop(held)
+                    return
         if self.by_job.get(call.job) is held:
             self._enter(held)
             self.run()
@@ -247,7 +248,7 @@ class Dispatcher:
             case Fate.ANEW:
                 # Nobody knows what became of this dispatch: another id, and a look first.
                 held.call = held.call.model_copy(update={"placement": held.call.placement + 1})
-                held.text, held.look, held.anew = "", True, True
+                held.text, held.look, held.anew, held.ended = "", True, True, False
                 held.stage, held.beside = Stage.LOOKING, ""
                 await self._prepare(held)
 
@@ -298,6 +299,7 @@ class Dispatcher:
         if held is not None:
             if held.stage is Stage.QUEUED:
                 self._tasks.start(self._check(held))
+            held.ended = True
         elif live is None:
             self._finals[job] = None
             if len(self._finals) > FINALS_MAX:
