@@ -26,6 +26,14 @@ async def until(condition, within_s: float = 30.0, what: str = "it did not happe
         await asyncio.sleep(0.02)
 
 
+def test_no_question_of_ours_copies_files_runs_commands_or_asks_for_statistics():
+    """PROMISES 74: the archive API has let containers out; exec and stats belong on no path of ours either."""
+    asked = Path(engine_module.__file__).read_text().split('"""', 2)[2]
+    assert "/start" in asked
+    for path in ("/archive", "/exec", "/stats", "/logs", "/copy", "/export"):
+        assert path not in asked
+
+
 # -- three ways of not being there
 
 
