@@ -20,7 +20,8 @@ BUILDERS = {
     "presence": 3, "moved": 2,
 }  # fmt: skip
 PREFIXES = {"runs_of": 2, "replies_of": 2, "chunks_of": 2, "ai_tokens_of": 3, "object_all": 3, "objects_in": 2}
-EVENTS = {"event", "events_matching"}
+#: Not of plain tokens: people choose the path of an event, and a job id has a form of its own.
+EVENTS = {"event", "events_matching", "run_anywhere"}
 
 
 def test_every_builder_is_listed_here():
