@@ -58,6 +58,7 @@ class Held:
     """Replies of earlier dispatches are not taken."""
     frozen: bool = False
     """While it is being cancelled no reply is taken: the record decides."""
+    recovering: bool = False
     visible: bool = False
     key: str = field(default="")
 
@@ -181,10 +182,18 @@ class Custody:
     # Keeping
 
     def _reconnected(self) -> None:
-        for held in list(self._held.values()):
-            self._tasks.start(self._again(held), "republish")
+        for held in self._held.values():
+            if not held.recovering:
+                held.recovering = True
+                self._tasks.start(self._again(held), "republish")
 
     async def _again(self, held: Held) -> None:
+        try:
+            await self._recover(held)
+        finally:
+            held.recovering = False
+
+    async def _recover(self, held: Held) -> None:
         """Rule 4: what was answered or recorded meanwhile counts; else publish it under another dispatch id."""
         async with self._recovering:
             while not held.future.done():

@@ -15,7 +15,7 @@ from hearth_gateway.calls.bodies import AREA
 from hearth_gateway.calls.invoker import Invoker
 from hearth_gateway.domain import progress
 from hearth_gateway.errors import BadRequest, JobNotFinished, ResultGone
-from hearth_gateway.http import event_stream, results
+from hearth_gateway.http import event_stream, results, sending
 from hearth_gateway.http.routing import Ask, Endpoint, Parameter
 from hearth_gateway.http.sending import Receive, Scope, Send
 from hearth_gateway.jobs import events, replay, traces, view
@@ -133,7 +133,10 @@ class JobRoutes:
             raise ResultGone
 
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-            await results.deliver(receive, send, self.objects, of_record(record, body), headers, plain_http=False)
+            try:
+                await results.deliver(receive, send, self.objects, of_record(record, body), headers)
+            except ResultGone as gone:  # since the look a moment ago
+                await sending.problem(send, gone.problem, headers)
 
         return respond
 

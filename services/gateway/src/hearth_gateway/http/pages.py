@@ -10,7 +10,6 @@ HEADERS: Final = {
     "x-content-type-options": "nosniff",
 }
 
-# ruff: noqa: E501 -- markup reads better in one piece
 _BASE: Final = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
 <meta name="viewport" content="width=device-width"><style>
 body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}

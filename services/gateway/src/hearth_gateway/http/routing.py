@@ -103,9 +103,14 @@ def application(endpoints: Sequence[Endpoint], keyring: KeyRing) -> Starlette:
         for endpoint in endpoints
         if endpoint.handler is not None
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _not_routed})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _not_routed, Exception: _failed})
     app.router.redirect_slashes = False
     return app
+
+
+async def _failed(_: Request, __: Exception) -> Response:
+    """What breaks after a handler has returned; Starlette raises it again, for the log."""
+    return problem_response(INTERNAL)
 
 
 async def _not_routed(_: Request, error: Exception) -> Response:

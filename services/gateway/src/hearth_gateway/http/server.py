@@ -31,7 +31,7 @@ class Listening:
     async def close(self) -> None:
         """Take no more connections, and wait until the open ones have their answers."""
         self.server.should_exit = True
-        await self.done
+        await asyncio.shield(self.done)  # whoever gives up waiting does not end the server under its last answers
 
 
 def bind(host: str, port: int) -> socket.socket:
