@@ -5,6 +5,7 @@ import socket
 import threading
 
 import pytest
+
 from hearth_cli.local import engine
 from hearth_cli.local.engine import EngineNotReady, inspect_engine, install_engine
 from hearth_cli.local.engine_api import EngineApi
@@ -78,7 +79,7 @@ def test_not_for_this_user(tmp_path):
 def test_without_root_nothing_is_installed_and_the_command_is_named(nothing_installed, monkeypatch, tmp_path):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(EngineNotReady, match="no container engine") as caught:
-        install_engine(lambda step: pytest.fail(step), str(tmp_path / "docker.sock"))
+        install_engine(pytest.fail, str(tmp_path / "docker.sock"))
     assert caught.value.fix
 
 
@@ -87,7 +88,7 @@ def test_one_that_runs_is_left_alone():
     state = inspect_engine()
     assert state.ready
     assert state.version in state.message
-    assert install_engine(lambda step: pytest.fail(step)) == state
+    assert install_engine(pytest.fail) == state
 
 
 @pytest.mark.docker

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from hearth_cli.local import images
 from hearth_cli.local.engine_api import EngineApi
 

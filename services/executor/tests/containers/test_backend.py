@@ -211,7 +211,7 @@ async def test_a_container_of_ours_that_we_do_not_know_of_is_an_orphan(start_bac
 async def test_an_image_that_is_not_there_says_how_to_make_it(start_backend, one_file):
     async with start_backend(images={"python": "hearth-runtime-python:nope"}) as backend:
         echo = one_file(ECHO)
-        with pytest.raises(ImageMissing, match="./hearth images build") as caught:
+        with pytest.raises(ImageMissing, match=r"\./hearth images build") as caught:
             await backend.make(echo.version, echo.chunks)
         assert caught.value.reason == "image"
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from hearth_cli.local.engine_api import EngineApi
 from hearth_executor.containers import engine as engine_module
 from hearth_executor.containers.engine import Engine, check_socket

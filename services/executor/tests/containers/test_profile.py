@@ -4,6 +4,7 @@ import copy
 import json
 
 import pytest
+
 from hearth_executor.containers import profile
 from hearth_executor.domain.limits import at_boot, folders
 
@@ -163,7 +164,7 @@ found = {
     "shmget": call("shmget", 0, 4096, 0o600), "msgget": call("msgget", 0, 0o600), "mq_open": call("mq_open", 0, 0, 0, 0),
 }
 print(json.dumps(found))
-"""  # noqa: E501
+"""
 
 ALLOWED = {"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK"}
 ABSENT = {"clone3", "io_uring_setup"}  # programs that try these fall back when told that there is no such thing

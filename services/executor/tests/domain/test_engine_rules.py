@@ -1,6 +1,7 @@
 """Whether the engine may be asked, what old ones endanger, and whose containers are nobody's."""
 
 import pytest
+
 from hearth_executor.domain import breaker, engine_versions
 from hearth_executor.domain.breaker import Breaker
 from hearth_executor.domain.orphans import Found, orphans

@@ -1,6 +1,7 @@
 """What a sandbox may use, at each stage of its life."""
 
 import pytest
+
 from hearth_contracts.functions import CodeRef, FunctionSpec, FunctionVersion
 from hearth_executor.domain import limits
 from hearth_executor.domain.limits import MIB
