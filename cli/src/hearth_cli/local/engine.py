@@ -134,11 +134,10 @@ def start_engine(progress: Progress, path: str = "") -> EngineState:
         subprocess.run(["systemctl", "start", "docker"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
         return _wait_ready(path, None) or _give_up(path)
     _prepare_machine()
-    for options in ((), _NO_NETWORK):
-        process = _dockerd(path, options)
-        if (state := _wait_ready(path, process)) is not None:
-            return state
-        _end(process)
+    process = _dockerd(path, _NO_NETWORK)
+    if (state := _wait_ready(path, process)) is not None:
+        return state
+    _end(process)
     return _give_up(path)
 
 
