@@ -1,5 +1,5 @@
 # The same commands everywhere: ./hearth does the work, this names it. `make` alone lists the targets.
-.PHONY: help init check format test test-all lock up down images
+.PHONY: generate help init check format test test-all lock up down images
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -30,3 +30,6 @@ up:  ## start a platform here
 
 down:  ## stop it
 	./hearth down
+
+generate:  ## write the schemas, the examples' sums and the reference pages anew
+	.venv/bin/python tools/documents.py

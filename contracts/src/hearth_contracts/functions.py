@@ -53,7 +53,7 @@ class FunctionSpec(Strict):
     runtime: Runtime = Runtime.PYTHON
     handler: str = Field("main:handle", max_length=200)
     memory_mb: int = Field(128, ge=32, le=32_768)
-    cpu: float = Field(0.5, gt=0, le=64)
+    cpu: float = Field(default=1.0, gt=0, le=64, description="Processors, as a share of one: 0.5 is half.")
     timeout_s: float = Field(30, ge=0, le=7 * 86_400, description="0: no limit.")
     isolation: Isolation = Isolation.PROCESS
     backend: BackendChoice = BackendChoice.AUTO
