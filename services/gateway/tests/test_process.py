@@ -166,6 +166,7 @@ async def test_its_memory_does_not_depend_on_the_size_of_a_body(tmp_path, mib):
     async with process(tmp_path) as (http, _, _, child, _):
         async with http.put("/v1/functions/hello", json={"spec": {}, "source": SOURCE}) as response:
             assert response.status == 201
+        await until(lambda: _status(http, "POST", "/v1/functions/hello/invoke", 200, data=b"{}"))
         for count in (4, mib):  # what is made once is made
             before_kib = peak_kib(child.pid)
             async with http.post("/v1/functions/hello/invoke", data=sent(count), headers={"content-type": "x/y"}) as response:
