@@ -222,3 +222,38 @@ async def test_the_function_queue_of_the_broker_is_a_429_and_its_full_store_a_50
         problem = refusals.of_bus(error).problem
         assert (problem.status, problem.code) == (status, code)
         assert status == 413 or problem.retry_after_s
+
+
+async def test_a_full_store_is_a_503_never_a_202_and_it_heals(own_broker, make_gateway, tmp_path, eventually):
+    async with connect(url=own_broker.url, instance="test") as bus:
+        await provision(bus)
+        async with make_gateway(own_broker, bus, tmp_path / "g", streams_check_s=0.1) as gateway:
+            await gateway.deploy()
+            gateway.double.placed = False
+
+            async def answers(status: int, code: str = "") -> bool:
+                got, body, headers = await gateway.invoke(data=b"x" * 2000, headers={"prefer": "respond-async"})
+                if got != status:
+                    return False
+                assert got == 202 or (body["code"] == code and headers["retry-after"])
+                return True
+
+            async def limit(stream, bytes_max: int) -> None:
+                await bus._api_call(f"STREAM.UPDATE.{stream.name}", {**stream.config(), "max_bytes": bytes_max})
+
+            await limit(streams.JOBS, 6000)
+            await eventually(lambda: answers(503, "E_STORE_FULL"))
+            held = (await bus.stream_info(streams.JOBS.name)).messages
+            assert not await answers(202)
+            assert (await bus.stream_info(streams.JOBS.name)).messages == held
+            await limit(streams.JOBS, streams.JOBS.max_bytes)
+            await eventually(lambda: answers(202))
+
+            # Records nearly full: nothing new begins that could not be recorded.
+            call = gateway.double.calls[0]
+            await record(gateway, call, b"y" * 1000)
+            await limit(streams.RECORDS, int((await bus.stream_info(streams.RECORDS.name)).bytes / 0.95))
+            await eventually(lambda: answers(503, "E_STORE_FULL"))
+            assert (await gateway.invoke())[0] == 503
+            await limit(streams.RECORDS, streams.RECORDS.max_bytes)
+            await eventually(lambda: answers(202))
