@@ -126,9 +126,10 @@ class Feeds:
         if feed.pump is None:
             return
         open_slots = self._open_slots() if feed.behind else 0
-        wanted = depth.window(behind=feed.behind, open_slots=open_slots) - feed.held - feed.pump.granted
-        if wanted > 0:
-            feed.pump.grant(wanted)
+        wanted = depth.window(behind=feed.behind, open_slots=open_slots)
+        more = depth.grant(wanted=wanted, held=feed.held, asked=feed.pump.granted)
+        if more:
+            feed.pump.grant(more)
 
     # Looking after them
 

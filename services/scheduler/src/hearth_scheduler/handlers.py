@@ -48,9 +48,7 @@ class Handlers:
         _TAKEN[source].inc()
         try:
             call = message.meta(Call)
-            _, _, _, tenant, function = message.subject.split(".")
-            if (call.tenant, call.function) != (tenant, function) or names.function_of(call.job) != function:
-                raise UndecodableMessage(f"{message.subject}: the call inside is {call.tenant}'s {call.function}")
+            _check(message, call)
         except (UndecodableMessage, InvalidName) as error:
             if source is Source.JOBS:
                 self._job_refused(".".join(message.subject.split(".")[3:5]))
@@ -74,7 +72,8 @@ class Handlers:
         _TAKEN[Source.OUTCOMES].inc()
         try:
             outcome = message.meta(Outcome)
-        except UndecodableMessage as error:
+            _check(message, outcome.run.call)
+        except (UndecodableMessage, InvalidName) as error:
             self._tasks.start(self._undecodable(message, error, sync=sync))
             return
         self._outcomes.take(outcome, message, sync=sync)
@@ -105,6 +104,15 @@ class Handlers:
 
     async def stop(self) -> None:
         await self._tasks.cancel()
+
+
+def _check(message: Message, call: Call) -> None:
+    """Whether the call is what its subject promises, and its names can stand in subjects."""
+    _, _, _, tenant, function, *_ = message.subject.split(".")
+    if (call.tenant, call.function) != (tenant, function) or names.function_of(call.job) != function:
+        raise UndecodableMessage(f"{message.subject}: the call inside is {call.tenant}'s {call.function}")
+    if call.gateway:
+        names.token("gateway", call.gateway)
 
 
 def _job_of(message: Message, function: str) -> str:

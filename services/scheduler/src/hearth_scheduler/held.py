@@ -16,6 +16,8 @@ class Stage(Enum):
     """Something has to be asked before it may wait for a place."""
     QUEUED = auto()
     PLACING = auto()
+    GONE = auto()
+    """Settled, or let go."""
 
 
 class Source(Enum):

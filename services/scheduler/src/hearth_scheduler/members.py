@@ -8,7 +8,7 @@ from typing import Final
 from hearth_contracts import streams, subjects
 from hearth_contracts.calls import Run, StateChange
 from hearth_contracts.enums import State
-from hearth_contracts.errors import UndecodableMessage
+from hearth_contracts.errors import ContractError, UndecodableMessage
 from hearth_kit.background import Background
 from hearth_kit.bus import Bus, ConsumerSpec, Stored
 from hearth_kit.clock import Clock
@@ -150,7 +150,8 @@ class Members:
         """Say of a run what its executor cannot: into the stream of outcomes, which then has the job in custody."""
         try:
             run = stored.message.meta(Run)
-        except UndecodableMessage as error:
+            subjects.record(run.call.tenant, run.call.job)
+        except ContractError as error:
             _log.error("a run does not parse: %s", error)
             return
         call = run.call

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from hearth_contracts.enums import Reason
 from hearth_kit.background import Background
@@ -27,12 +27,14 @@ UNBLOCK_MAX: Final = 16
 RECENT_MAX: Final = 16_384
 #: Jobs whose final was heard before they were: cancelled ones in the stream are not run.
 FINALS_MAX: Final = 16_384
-#: A job that is older than this when it arrives may have been cancelled while nobody listened.
-FRESH_S: Final = 1.0
+#: A job submitted this long before we listened to records, by clocks that may differ, may have been cancelled unheard.
+LISTENING_S: Final = 2.0
 #: What is in hand is said to be so this often; the broker waits 5 s.
 TOUCH_S: Final = 1.5
 TOUCH_BATCH: Final = 256
 AGAIN_S: Final = 0.25
+#: Deliveries of a call that meets a defect here, each time.
+TRIES_MAX: Final = 5
 #: Questions to the broker about jobs at once.
 LOOKS_MAX: Final = 128
 
@@ -66,6 +68,7 @@ class Dispatcher:
         self._owed: dict[str, list[Executor]] = {}
         self._recent: dict[str, tuple[tuple[int, int], str]] = {}
         self._finals: dict[str, None] = {}
+        self._listening_since = 0.0
         self.queue: FairQueue[Held] = FairQueue()
         self.by_job: dict[str, Held] = {}
         self.hindrances: dict[str, Hindrance] = {}
@@ -92,7 +95,7 @@ class Dispatcher:
         self.by_job[call.job] = held
         version = self._registry.known(call.tenant, call.function, call.version)
         if version is None or self._has_to_look(held) or self._registry.head(call.tenant, call.function) is None:
-            self._tasks.start(self._prepare(held))
+            self._work(held, self._prepare(held))
             return
         held.version = version
         self._enter(held)
@@ -106,7 +109,7 @@ class Dispatcher:
             or call.attempt > 1
             or held.letters[0].message.delivered > 1
             or call.job in self._finals
-            or (not held.sync and self._clock.now() - call.submitted_at > FRESH_S)
+            or (not held.sync and call.submitted_at < self._listening_since)
         )
 
     def _join(self, known: Held, held: Held) -> None:
@@ -168,7 +171,13 @@ class Dispatcher:
         while line is not None:
             held = line.items[0]
             assert held.wants is not None
-            decision = place(Job(held.wants, held.call.depth, held.beside), self._fleet, now)
+            try:
+                decision = place(Job(held.wants, held.call.depth, held.beside), self._fleet, now)
+            except Exception as error:  # one call that meets a defect must not stop all others
+                _log.exception("a call could not be placed", extra={"job": held.call.job})
+                self._defect(self.queue.take(line), error)
+                line = head()
+                continue
             if isinstance(decision, Placed):
                 self.queue.take(line)
                 self._start(held, held.wants, decision, now)
@@ -176,7 +185,7 @@ class Dispatcher:
                 self._block(line, held.wants, decision.hindrance)
             else:
                 self.queue.take(line)
-                self._tasks.start(self._refuse(held, decision))
+                self._work(held, self._refuse(held, decision))
             line = head()
 
     def _block(self, line: Line[Held], wants: Wants, hindrance: Hindrance) -> None:
@@ -222,6 +231,13 @@ class Dispatcher:
         self._tasks.start(self._carry(held, placed, live))
 
     async def _carry(self, held: Held, placed: Placed, live: Live) -> None:
+        try:
+            await self._store(held, placed, live)
+        except Exception as error:
+            _log.exception("a call could not be placed", extra={"job": held.call.job})
+            self._defect(held, error)
+
+    async def _store(self, held: Held, placed: Placed, live: Live) -> None:
         job = held.call.job
         stored = False
         try:
@@ -271,6 +287,23 @@ class Dispatcher:
         )
         self.drop(held)
 
+    def _work(self, held: Held, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.start(work).add_done_callback(lambda task: self._failed(held, task))
+
+    def _failed(self, held: Held, task: "asyncio.Task[None]") -> None:
+        """A defect met this call: it is let go, comes again after its deadline, and after some tries is ended, so that it
+        neither stays here for ever nor comes for ever."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._defect(held, error)
+
+    def _defect(self, held: Held, error: BaseException) -> None:
+        if held.stage is Stage.QUEUED and held.line is not None:
+            self.queue.discard(held.line, held)
+        self._let_go(held)
+        if any(letter.message.delivered >= TRIES_MAX for letter in held.letters):
+            why = f"it cannot be placed: {error!r}"[:500]
+            self._tasks.start(self._reject(held, Reason.REJECTED, errors.DEFECT, why))
+
     def drop(self, held: Held) -> None:
         """It is somebody else's, or has ended: settle every message that brought it."""
         self.settle(held)
@@ -284,11 +317,18 @@ class Dispatcher:
                 letter.message.ack()
 
     def _let_go(self, held: Held) -> None:
+        if held.stage is Stage.GONE:
+            return
+        held.stage = Stage.GONE
         if self.by_job.get(held.call.job) is held:
             del self.by_job[held.call.job]
         self._left(held)
 
     # Hearing
+
+    def listening(self) -> None:
+        """From now on every final is heard, and none from before."""
+        self._listening_since = self._clock.now() + LISTENING_S
 
     def final_heard(self, job: str, told_by: Callable[[], str]) -> None:
         """A record was published, or refused: a plain subscriber cannot tell. `told_by` gives the record's own words."""
@@ -298,12 +338,13 @@ class Dispatcher:
         held = self.by_job.get(job)
         if held is not None:
             if held.stage is Stage.QUEUED:
-                self._tasks.start(self._check(held))
+                self._work(held, self._check(held))
             held.ended = True
         elif live is None:
             self._finals[job] = None
             if len(self._finals) > FINALS_MAX:
-                del self._finals[next(iter(self._finals))]
+                self._finals.clear()
+                self.listening()  # what was forgotten has to be looked up
 
     def _ended(self, job: str, live: Live) -> None:
         self._fleet.ended(job, own=True)

@@ -13,7 +13,7 @@ from typing import Final
 from hearth_contracts import names, subjects
 from hearth_contracts.calls import ArchiveQuery, Call, Moved, MovedAnswer, Run, StateChange
 from hearth_contracts.enums import Lane, Persist, Reason
-from hearth_contracts.errors import InvalidName, UndecodableMessage
+from hearth_contracts.errors import ContractError, InvalidName, UndecodableMessage
 from hearth_kit.bus import Bus, Stored, contract_headers
 from hearth_kit.clock import Clock
 from hearth_kit.errors import BusError, StreamMissing
@@ -80,14 +80,13 @@ class Sweeper:
                 self._next = 1  # everything old enough was seen: from the start with the next sweep
                 return
             self._next = stored.sequence + 1
-            await self._look(stored)
+            try:
+                await self._look(stored)
+            except ContractError as error:
+                _log.warning("a state does not parse: %s", error)
 
     async def _look(self, stored: Stored) -> None:
-        try:
-            change = stored.message.meta(StateChange)
-            names.job(change.job)
-        except (UndecodableMessage, InvalidName):
-            return
+        change = stored.message.meta(StateChange)
         if change.job not in self._orphans and not await self._is_owned(change):
             self._orphans[change.job] = Orphan(change, self._clock.monotonic())
 

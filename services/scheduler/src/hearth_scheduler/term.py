@@ -112,6 +112,7 @@ class Term:
         await self._make_consumers()
         self._lanes.created = await self._created()
         self._records = await self._bus.subscribe(subjects.RECORDS_ALL, self.handlers.record)
+        self.dispatcher.listening()
         await self.members.expect_known()
         for executor in list(self._fleet.executors.values()):
             if executor.reported:
@@ -146,7 +147,9 @@ class Term:
     # After a lost connection
 
     def doubt(self) -> None:
-        """Connected again, perhaps to a broker that has forgotten what it held in memory: nothing of it is settled now."""
+        """Connected again, perhaps to a broker that has forgotten what it held in memory: nothing of it is settled now.
+        Finals may have been missed."""
+        self.dispatcher.listening()
         self._lanes.doubtful = True
 
     async def restore(self) -> None:

@@ -11,10 +11,10 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from scheduler_world import World  # noqa: E402
+from scheduler_world import World
 
-from hearth_kit.nats_bus import NatsBus  # noqa: E402
-from hearth_kit.pytest_plugin import Broker, broker, bus, own_broker  # noqa: E402, F401
+from hearth_kit.nats_bus import NatsBus
+from hearth_kit.pytest_plugin import Broker, broker, bus, own_broker  # noqa: F401
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -10,7 +10,18 @@ from typing import Any
 
 from hearth_contracts import names, streams, subjects
 from hearth_contracts.calls import (
-    Body, Call, Ending, Failure, Moved, MovedAnswer, Outcome, Record, Reply, Run, StateChange, Timings,
+    Body,
+    Call,
+    Ending,
+    Failure,
+    Moved,
+    MovedAnswer,
+    Outcome,
+    Record,
+    Reply,
+    Run,
+    StateChange,
+    Timings,
 )  # fmt: skip
 from hearth_contracts.enums import Lane, OutcomeKind, Reason, State
 from hearth_contracts.fleet import Capacity

@@ -264,7 +264,7 @@ async def test_it_lives_with_the_permissions_it_is_given(tmp_path_factory: pytes
         return ", ".join(json.dumps(subject) for subject in subjects_)
 
     user = (
-        f'{{user: scheduler, password: secret, permissions: {{publish: {{allow: [{listed(allowed.publish)}]}}, '
+        f"{{user: scheduler, password: secret, permissions: {{publish: {{allow: [{listed(allowed.publish)}]}}, "
         f"subscribe: {{allow: [{listed(allowed.subscribe)}]}}}}}}"
     )
     broker = Broker(
@@ -303,7 +303,7 @@ async def test_it_lives_with_the_permissions_it_is_given(tmp_path_factory: pytes
             await world.executor("two")
             assert (await world.ended(job)).ending.state is State.SUCCESS
             assert (await world.answer(call.job)).ending.state is State.SUCCESS
-            gone = await world.job("hello", **{"depth": 17})
+            gone = await world.job("hello", depth=17)
             assert (await world.ended(gone)).ending.reason is Reason.RECURSION
             orphan = world.new_call("hello", b"", tenant="acme", lane=Lane.ASYNC)
             state = StateChange(job=orphan.job, tenant="acme", state=State.PENDING, at=0)

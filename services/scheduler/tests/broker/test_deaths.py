@@ -126,7 +126,7 @@ async def test_a_standby_takes_over_and_nothing_is_lost(world: World) -> None:
         await until(lambda: len(world.ran) > 100)
         assert first.term is not None
         # As a crash: its connection is gone, and the lease runs out.
-        first._bus._wire._max_reconnect = 0  # noqa: SLF001
+        first._bus._wire._max_reconnect = 0
         first.term._fenced = True
         await first._bus._wire.close()
         await until(lambda: second.term is not None, within_s=20, what="the standby is active")

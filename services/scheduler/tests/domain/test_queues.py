@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hearth_scheduler.domain.depth import waiting, window
+from hearth_scheduler.domain.depth import grant, waiting, window
 from hearth_scheduler.domain.queues import FairQueue
 
 
@@ -171,3 +171,12 @@ def test_one_job_is_always_asked_for_and_more_while_there_is_room() -> None:
     assert window(behind=3, open_slots=7) == 4
     assert window(behind=10_000, open_slots=10_000) == 64
     assert waiting(held=2, behind=5) == 7
+
+
+def test_jobs_are_asked_for_in_portions_and_one_always() -> None:
+    assert grant(wanted=1, held=0, asked=0) == 1
+    assert grant(wanted=1, held=1, asked=0) == 0
+    assert grant(wanted=40, held=10, asked=25) == 0
+    assert grant(wanted=40, held=10, asked=20) == 10
+    assert grant(wanted=40, held=39, asked=0) == 1
+    assert grant(wanted=1, held=5, asked=3) == 0
