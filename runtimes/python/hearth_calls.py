@@ -8,27 +8,16 @@ import hearth_frames as frames
 #: What one call may log, all streams together. The rest is read and thrown away.
 LOG_BYTES_MAX = 1024 * 1024
 
-
 SIGNALS = {number: name for name, number in vars(_signal).items() if name.startswith("SIG") and name.isalnum()}
-
-
-class Zygote:
-    """The process that holds the function's code: a control socket and two pipes."""
-
-    def __init__(self, pid, control, out, err):
-        self.pid = pid
-        self.control = control
-        self.pipes = {out: frames.STDOUT, err: frames.STDERR}
 
 
 class Child:
     """A process that waits for a call, or runs one. It has a socket before it exists, and frames may be sent at once."""
 
-    def __init__(self, token, sock, out, err):
+    def __init__(self, token, sock):
         self.token = token
         self.sock = sock
         self.fd = sock.fileno()
-        self.pipes = {out: frames.STDOUT, err: frames.STDERR}
         self.pid = 0
         """0 until the zygote has told it."""
         self.call = None
@@ -40,9 +29,8 @@ class Child:
         """It has sent more than the executor has given credit for, and is not read."""
         self.ended = None
         """(status, CPU in microseconds, peak memory in KiB) once it has ended."""
-        self.retired = False
-        """No further call goes to it."""
         self.closed = False
+        """Nothing more is read from it or written to it."""
 
 
 class Call:

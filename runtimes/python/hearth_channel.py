@@ -20,6 +20,9 @@ class Channel:
         self._rest = b""
         self._lock = _thread.allocate_lock()
 
+    def unread(self, data):
+        self._rest = data
+
     def receive(self):
         """(kind, flags, call, payload), or None at the end."""
         data = self._rest

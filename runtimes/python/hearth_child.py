@@ -90,25 +90,24 @@ def prepare_for(handler):
 
 
 def rehearse(spec, times):
-    """Go the way of a call, with a handler that does nothing."""
-    function = Function(lambda event, context: {"ok": True}, spec, None)
-    mine, its = os.pipe()
-    channel = Channel(mine)
+    """Go the way of a call, with a handler that does nothing and a frame that came from nowhere."""
+    function = Function(_do_nothing, spec, None)
+    channel = Channel(-1)
     for _ in range(times):
-        os.write(its, _REHEARSED)
-        _call(function, channel, *channel.receive())
-    os.close(mine)
-    os.close(its)
+        channel.unread(_REHEARSED)
+        frames.encode(frames.RESULT, _call(function, channel, *channel.receive()), 1)
 
 
-def run(function, sock, out, err):
+def _do_nothing(event, context):
+    return {"ok": True}
+
+
+def run(function, sock):
     """Serve calls until the socket closes; one call only unless the function's processes are reused."""
-    os.dup2(out, 1)
-    os.dup2(err, 2)
-    os.close(out)
-    os.close(err)
     os.setsid()
     channel = Channel(sock)
+    if function.once:
+        rehearse(function.spec, 1)
     while True:
         frame = channel.receive()
         if frame is None:

@@ -9,7 +9,7 @@ class Loop:
     def __init__(self):
         self._poll = select.epoll()
         self._readers = {}
-        self._writers = {}
+        self.writers = {}
         self._masks = {}
         self._timers = []
         self._numbers = 0
@@ -19,22 +19,20 @@ class Loop:
         self._set(self._readers, fd, handler)
 
     def writing(self, fd, handler):
-        self._set(self._writers, fd, handler)
-
-    def is_reading(self, fd):
-        return fd in self._readers
+        self._set(self.writers, fd, handler)
 
     def forget(self, fd):
-        """To be called before `fd` is closed."""
-        self._set(self._readers, fd, None)
-        self._set(self._writers, fd, None)
+        """To be called right before the last descriptor of what `fd` stands for is closed: the kernel then forgets it, too."""
+        self._readers.pop(fd, None)
+        self.writers.pop(fd, None)
+        self._masks.pop(fd, None)
 
     def later(self, delay_s, action):
         self._numbers += 1
         heapq.heappush(self._timers, (time.monotonic() + delay_s, self._numbers, action))
 
     def run(self):
-        poll, readers, writers, timers = self._poll.poll, self._readers, self._writers, self._timers
+        poll, readers, writers, timers = self._poll.poll, self._readers, self.writers, self._timers
         writable = select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP
         while True:
             timeout = max(0.0, timers[0][0] - time.monotonic()) if timers else -1
@@ -51,7 +49,7 @@ class Loop:
             table.pop(fd, None)
         else:
             table[fd] = handler
-        mask = (select.EPOLLIN if fd in self._readers else 0) | (select.EPOLLOUT if fd in self._writers else 0)
+        mask = (select.EPOLLIN if fd in self._readers else 0) | (select.EPOLLOUT if fd in self.writers else 0)
         before = self._masks.get(fd, 0)
         if mask == before:
             return

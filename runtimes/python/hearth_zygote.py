@@ -105,17 +105,18 @@ def _serve(control, function):
     poll = select.epoll()
     wait, add, remove = poll.poll, poll.register, poll.unregister
     poll_fd = poll.fileno()
-    fork, pidfd_open, close, send = os.fork, os.pidfd_open, os.close, control.send
+    fork, pidfd_open, close = os.fork, os.pidfd_open, os.close
     add(CONTROL, 1)
     watched = {}
     unwatched = {}
     while True:
+        told = b""
         for fd, _ in wait(LOOK_EVERY_S if unwatched else -1):
             if fd != CONTROL:
                 token, pid = watched.pop(fd)
                 remove(fd)
                 close(fd)
-                _tell_ended(send, token, pid, 0)
+                told += _ended(token, pid, 0)
                 continue
             message, fds = receive_fds(control, 16)
             if not message:
@@ -124,11 +125,8 @@ def _serve(control, function):
             try:
                 pid = fork()
             except OSError:
-                pid = 0
-                forked = False
-            else:
-                forked = True
-            if forked and not pid:
+                pid = -1
+            if not pid:
                 try:
                     close(CONTROL)
                     close(poll_fd)
@@ -138,10 +136,9 @@ def _serve(control, function):
                     hearth_child.run(function, *fds)
                 finally:
                     os._exit(0)
-            for taken in fds:
-                close(taken)
-            send(FORKED.pack(80, token, pid))  # P
-            if pid:
+            close(*fds)
+            told += FORKED.pack(80, token, max(pid, 0))  # P
+            if pid > 0:
                 try:
                     pidfd = pidfd_open(pid)
                 except OSError:
@@ -149,19 +146,22 @@ def _serve(control, function):
                 else:
                     watched[pidfd] = (token, pid)
                     add(pidfd, 1)
-        if unwatched:
-            for pid in list(unwatched):
-                if _tell_ended(send, unwatched[pid], pid, os.WNOHANG):
-                    del unwatched[pid]
+        for pid in list(unwatched):
+            ended = _ended(unwatched[pid], pid, os.WNOHANG)
+            if ended:
+                told += ended
+                del unwatched[pid]
+        if told:
+            control.send(told)
 
 
-def _tell_ended(send, token, pid, options):
+def _ended(token, pid, options):
+    """What is told of a child that has ended; nothing when it has not."""
     try:
         ended, status, usage = os.wait4(pid, options)
     except ChildProcessError:
         ended, status, usage = pid, 0, None  # code that was imported here has waited for it
     if not ended:
-        return False
+        return b""
     cpu_us = int((usage.ru_utime + usage.ru_stime) * 1e6) if usage else 0
-    send(ENDED.pack(68, token, status, cpu_us, usage.ru_maxrss if usage else 0))  # D
-    return True
+    return ENDED.pack(68, token, status, cpu_us, usage.ru_maxrss if usage else 0)  # D

@@ -2,15 +2,11 @@
 the real link."""
 
 import asyncio
-import hashlib
 import os
 import secrets
-import subprocess
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
@@ -22,39 +18,6 @@ from hearth_executor.containers.engine import Engine
 from hearth_executor.containers.sandbox import ContainerSandbox, boot
 from hearth_executor.domain.limits import at_boot, folders
 from hearth_executor.ports import CallEvents, Finished, Invocation
-
-RUNTIME = Path(__file__).parents[5] / "runtimes" / "python"
-BASE_IMAGE = "hearth-runtime-python:dev"
-TEST_IMAGE = "hearth-runtime-python:sandbox-test"
-
-
-@pytest.fixture(scope="session")
-def runtime_image() -> str:
-    """The runtime image with the runtime's files of this checkout, made anew when they have changed."""
-    files = sorted(RUNTIME.glob("*.py"))
-    base = _docker("image", "inspect", "-f", "{{.Id}}", BASE_IMAGE)
-    digest = hashlib.sha256(base.encode() + b"".join(file.read_bytes() for file in files)).hexdigest()
-    label = subprocess.run(
-        ["docker", "image", "inspect", "-f", '{{index .Config.Labels "files"}}', TEST_IMAGE],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if label.stdout.strip() != digest:
-        with tempfile.TemporaryDirectory() as context:
-            for file in files:
-                Path(context, file.name).write_bytes(file.read_bytes())
-            Path(context, "Dockerfile").write_text(
-                f"FROM {BASE_IMAGE}\nUSER root\nCOPY *.py /opt/hearth/\nRUN python3 -m compileall -q /opt/hearth\n"
-            )
-            _docker("build", "-q", "--network", "none", "--label", f"files={digest}", "-t", TEST_IMAGE, context)
-    return TEST_IMAGE
-
-
-def _docker(*arguments: str) -> str:
-    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}"
-    return done.stdout.strip()
 
 
 @pytest.fixture
@@ -68,7 +31,7 @@ class StartContainer(Protocol):
 
 
 @pytest.fixture
-async def start_container(engine: Engine, runtime_image: str) -> AsyncIterator[StartContainer]:
+async def start_container(engine: Engine, built_image: str) -> AsyncIterator[StartContainer]:
     """A started container that nobody has linked to yet. All are removed at the end."""
     made: list[Container] = []
     owner = profile.Owner(platform=f"test-{secrets.token_hex(4)}", executor="sandbox-test", boot=secrets.token_hex(4))
@@ -78,7 +41,7 @@ async def start_container(engine: Engine, runtime_image: str) -> AsyncIterator[S
         name = f"hearth-test-{secrets.token_hex(6)}"
         uid = next(uids)
         config = profile.create_config(
-            image=runtime_image,
+            image=built_image,
             owner=owner,
             runtime="python",
             class_mb=memory_mb,
