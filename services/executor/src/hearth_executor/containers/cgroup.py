@@ -165,10 +165,14 @@ class GroupV1:
         self._folders = found
         self._files = _Files()
         self.path = found["memory"]
+        # Asked for at every call: a path is slow to put together.
+        self._max_usage = self.path / "memory.max_usage_in_bytes"
+        self._oom_control = self.path / "memory.oom_control"
+        self._pids_events = found["pids"] / "pids.events" if "pids" in found else None
         opened = self._files.descriptor
         try:
             self._usage = opened(self.path / "memory.usage_in_bytes", os.O_RDONLY)
-            self._peak = opened(self.path / "memory.max_usage_in_bytes", os.O_RDONLY)
+            self._peak = opened(self._max_usage, os.O_RDONLY)
             self._cpu = opened(found["cpuacct"] / "cpuacct.usage", os.O_RDONLY) if "cpuacct" in found else -1
         except OSError:
             self._files.close()
@@ -182,13 +186,12 @@ class GroupV1:
         )
 
     def reset_peak(self) -> bool:
-        return self._files.write(self.path / "memory.max_usage_in_bytes", "0")
+        return self._files.write(self._max_usage, "0")
 
     def events(self) -> Events:
-        pids = self._folders.get("pids")
         return Events(
-            oom_kills=self._files.field(self.path / "memory.oom_control", b"oom_kill"),
-            pids_refused=self._files.field(pids / "pids.events", b"max") if pids else 0,
+            oom_kills=self._files.field(self._oom_control, b"oom_kill"),
+            pids_refused=self._files.field(self._pids_events, b"max") if self._pids_events else 0,
         )
 
     def pids(self) -> list[int]:
