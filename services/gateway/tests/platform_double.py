@@ -62,6 +62,7 @@ class PlatformDouble:
     calls: list[Call] = field(default_factory=list)
     controls: list[Control] = field(default_factory=list)
     slots: int = 100
+    backends: tuple[str, ...] = ("container",)
     _tasks: Background = field(default_factory=lambda: Background("double"))
     _pumps: list[object] = field(default_factory=list)
 
@@ -81,7 +82,7 @@ class PlatformDouble:
     def said(self) -> None:
         capacity = Capacity(
             executor=EXECUTOR, name="exec-1", at=time.time(), slots=self.slots, free=self.slots,
-            warm={"default.hello.1": 2, "other.secret.1": 1}, generic={"python/128": 3}, assigned={"default.hello.1": 2},
+            backends=self.backends, warm={"default.hello.1": 2, "other.secret.1": 1}, generic={"python/128": 3}, assigned={"default.hello.1": 2},
         )  # fmt: skip
         depths = Depths(scheduler="scheduler-1", epoch=1, waiting=self.waiting, at=time.time())
         presence = Presence(service="scheduler", instance="scheduler-1", pid=1, started_at=0, at=time.time())

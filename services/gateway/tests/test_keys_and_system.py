@@ -213,6 +213,19 @@ async def test_no_model_server_is_said_clearly(gateway):
         assert headers["retry-after"]
 
 
+async def test_a_fleet_without_an_engine_means_503_at_once(broker, bus, make_gateway, tmp_path, eventually):
+    """An executor that lives but has nothing to run functions in does not count: the caller hears so, instead of waiting."""
+    async with make_gateway(broker, bus, tmp_path, silent_s_max=0.5) as gateway:
+        await gateway.deploy()
+        gateway.double.backends = ()
+
+        async def refused():
+            status, body, headers = await gateway.invoke()
+            return status == 503 and body["code"] == "E_NO_CAPACITY" and "engine" in body["detail"] and headers["retry-after"]
+
+        await eventually(refused)
+
+
 async def test_nothing_alive_means_503_at_once(broker, bus, make_gateway, tmp_path, eventually):
     async with make_gateway(broker, bus, tmp_path, silent_s_max=0.5) as gateway:
         await gateway.deploy()

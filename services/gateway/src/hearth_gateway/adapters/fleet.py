@@ -47,6 +47,8 @@ class Fleet:
         self._waiting: dict[str, int] = {}
         self._heard_scheduler_at = float("-inf")
         self._heard_executor_at = float("-inf")
+        self._heard_backend_at = float("-inf")
+        """When an executor last said that it has something to run functions in."""
         self.slots = 0
         """Calls the living executors can run at once."""
         self.records_full = False
@@ -70,6 +72,8 @@ class Fleet:
             now = self._clock.monotonic()
             self._executors[report.executor] = _Heard(now, report)
             self._heard_executor_at = now
+            if report.backends:
+                self._heard_backend_at = now
             self._count_slots(now)
 
     def _count_slots(self, now: float) -> None:
@@ -106,6 +110,8 @@ class Fleet:
         now = self._clock.monotonic()
         if now - self._heard_executor_at > self._silent_s_max:
             return "no executor has been heard"
+        if now - self._heard_backend_at > self._silent_s_max:
+            return "no executor has a container engine: ./hearth doctor names what is missing"
         if now - self._heard_scheduler_at > self._silent_s_max:
             return "no scheduler has been heard"
         return ""
