@@ -117,6 +117,8 @@ class Supervisor:
             raise frames.ProtocolError("a second load")
         self._spec = payload
         spec = hearth_json.loads(payload)
+        if spec.get("concurrency", 1) != 1:
+            raise frames.ProtocolError("this runtime runs one call at a time")
         self._once = spec["isolation"] != "reuse"
         self._fresh = spec["isolation"] == "fresh"
         self._code = os.memfd_create("code", os.MFD_CLOEXEC)

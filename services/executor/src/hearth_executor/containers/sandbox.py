@@ -313,10 +313,12 @@ class ContainerSandbox:
 async def _until_ended(running: Running, stop: Callable[[], None]) -> "tuple[dict[str, Any], bytes] | None":
     """The call's end. Cancelled meanwhile: stop the function, see it end, and only then be cancelled."""
     try:
-        return await asyncio.shield(running.ended)
+        return await running.ended
     except asyncio.CancelledError:
-        stop()
-        await _uncancelled(running.ended)
+        if running.ended.cancelled():
+            running.ended = asyncio.get_running_loop().create_future()
+            stop()
+            await _uncancelled(running.ended)
         raise
 
 

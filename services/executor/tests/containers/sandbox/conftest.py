@@ -15,6 +15,7 @@ from hearth_contracts.functions import CodeRef, FunctionSpec, FunctionVersion
 from hearth_executor.containers import cgroup, profile
 from hearth_executor.containers.container import Container, LinkMode
 from hearth_executor.containers.engine import Engine
+from hearth_executor.containers.pytest_plugin import LABEL_EXPECTED
 from hearth_executor.containers.sandbox import ContainerSandbox, boot
 from hearth_executor.domain.limits import at_boot, folders
 from hearth_executor.ports import CallEvents, Finished, Invocation
@@ -27,7 +28,19 @@ async def engine() -> AsyncIterator[Engine]:
 
 
 class StartContainer(Protocol):
-    async def __call__(self, mode: LinkMode = "fast", memory_mb: int = 128) -> Container: ...
+    async def __call__(
+        self, mode: LinkMode = "fast", memory_mb: int = 128, *, without: tuple[str, str] | None = None
+    ) -> Container: ...
+
+
+#: Starts the supervisor with one of its guards taken out, for control runs.
+CRIPPLED = """
+import sys
+path = "/opt/hearth/supervisor.py"
+text = open(path).read()
+assert text.count({old!r}) == 1
+exec(compile(text.replace({old!r}, {new!r}), path, "exec"), {{"__name__": "__main__", "__file__": path}})
+"""
 
 
 @pytest.fixture
@@ -37,7 +50,7 @@ async def start_container(engine: Engine, built_image: str) -> AsyncIterator[Sta
     owner = profile.Owner(platform=f"test-{secrets.token_hex(4)}", executor="sandbox-test", boot=secrets.token_hex(4))
     uids = iter(range(0x77100000 + os.getpid() % 4096 * 64, 0x77800000))
 
-    async def start(mode: LinkMode = "fast", memory_mb: int = 128) -> Container:
+    async def start(mode: LinkMode = "fast", memory_mb: int = 128, *, without: tuple[str, str] | None = None) -> Container:
         name = f"hearth-test-{secrets.token_hex(6)}"
         uid = next(uids)
         config = profile.create_config(
@@ -51,6 +64,10 @@ async def start_container(engine: Engine, built_image: str) -> AsyncIterator[Sta
             limits=at_boot(memory_mb),
             folders=folders(memory_mb),
         )
+        if without is not None:
+            code = CRIPPLED.format(old=without[0], new=without[1])
+            config["Entrypoint"] = ["/usr/bin/python3", "-I", "-S", "-c", code]
+            config["Labels"][LABEL_EXPECTED] = "another command"
         container_id = await engine.create(config, name=name)
         attached = await engine.attach(container_id) if mode == "stdio" else None
         await engine.start(container_id)
@@ -156,9 +173,15 @@ def load_function(start_container: StartContainer) -> LoadFunction:
     """A function made of one file's source (or a bundle), loaded into a container of its own."""
 
     async def load(
-        source: "str | bytes", *, mode: LinkMode = "fast", kind: str = "file", memory_mb: int = 128, **spec: Any
+        source: "str | bytes",
+        *,
+        mode: LinkMode = "fast",
+        kind: str = "file",
+        memory_mb: int = 128,
+        without: tuple[str, str] | None = None,
+        **spec: Any,
     ) -> Function:
-        sandbox = await boot(await start_container(mode, memory_mb))
+        sandbox = await boot(await start_container(mode, memory_mb, without=without))
         code = source.encode() if isinstance(source, str) else source
         await sandbox.load(version(code, kind=kind, memory_mb=memory_mb, **spec), chunks(code))
         return Function(sandbox)

@@ -170,6 +170,54 @@ async def test_process_isolation_gives_a_new_process_and_fresh_globals(load_func
     assert len({pid for _, pid in answers}) == 10
 
 
+async def test_threads_pools_and_random_numbers_work_in_every_child(load_function):
+    source = """
+import asyncio, concurrent.futures, logging, multiprocessing, os, random, threading, uuid
+lock = threading.Lock()
+def square(n): return n * n
+def handle(event, context):
+    done = []
+    def work():
+        with lock: done.append(threading.current_thread() is not threading.main_thread())
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert done == [True] * 4
+    assert threading.current_thread() is threading.main_thread()
+    assert threading.main_thread().native_id == threading.get_native_id() == os.getpid()
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(square, range(5))) == [0, 1, 4, 9, 16]
+    assert asyncio.run(asyncio.to_thread(square, 3)) == 9
+    logging.warning("logged")
+    assert multiprocessing.get_context("fork").Process(target=square, args=(1,)).start() is None
+    multiprocessing.active_children()[0].join()
+    return [random.random(), str(uuid.uuid4())]
+"""
+    function = await load_function(source)
+    answers = [await function.call() for _ in range(5)]
+    assert [answer.error_message for answer in answers] == [""] * 5
+    numbers = [json.loads(answer.result) for answer in answers]
+    assert len({number for number, _ in numbers}) == len({text for _, text in numbers}) == 5
+
+
+async def test_threads_started_by_the_import_leave_no_lock_held_in_a_child(load_function):
+    source = """
+import threading, time
+lock = threading.Lock()
+def hold():
+    while True:
+        with lock: time.sleep(0.001)
+threading.Thread(target=hold, daemon=True).start()
+def handle(event, context):
+    thread = threading.Thread(target=lambda: None)
+    thread.start(); thread.join()
+    return threading.active_count()
+"""
+    function = await load_function(source)
+    for _ in range(20):
+        assert (await function.call(timeout_s=5)).result == b"1"
+
+
 async def test_reuse_keeps_the_process_and_its_globals(load_function, mode):
     source = "import os\nN = 0\ndef handle(event, context):\n    global N\n    N += 1\n    return [N, os.getpid()]"
     function = await load_function(source, mode=mode, isolation="reuse")

@@ -96,6 +96,16 @@ async def test_a_function_that_kills_its_supervisor_is_lost(load_function, isola
         await function.call()
 
 
+@BOTH
+async def test_a_function_that_kills_its_zygote_has_failed_and_the_sandbox_is_spent(load_function, isolation, mode):
+    source = "import os, time\ndef handle(event, context):\n    os.kill(os.getppid(), 9)\n    time.sleep(100)"
+    function = await load_function(source, isolation=isolation, mode=mode)
+    finished = await function.call()
+    assert (finished.reason, finished.error_type) == ("error", "Exited")
+    with pytest.raises(SandboxSpent, match="zygote"):
+        await function.call()
+
+
 async def test_as_first_process_the_supervisor_cannot_be_killed_from_inside(load_function):
     source = (
         "import os, signal\ndef handle(event, context):\n    for n in (9, 15, 19): os.kill(1, n)\n    return os.getppid() != 1"
@@ -325,6 +335,8 @@ def supervisor():
     return 1
 """
 
+REFUSED = ("PermissionError", "OSError", "ProcessLookupError")
+
 PROBE = """
 import ctypes, json, os, socket, stat
 def attempt(action):
@@ -351,11 +363,11 @@ def handle(event, context):
         s = socket.socket(socket.AF_UNIX); s.settimeout(1); s.connect("\\0" + NAME)
     return {
         "descriptors": descriptors,
-        "mem": attempt(lambda: open(f"/proc/{target}/mem", "rb+").read(1)),
+        "mem": attempt(lambda: open(f"/proc/{target}/mem", "rb+") and "opened"),
         "environ": attempt(lambda: open(f"/proc/{target}/environ").read()),
         "fds": attempt(lambda: os.listdir(f"/proc/{target}/fd")),
         "maps": attempt(lambda: open(f"/proc/{target}/maps").read()),
-        "zygote_mem": attempt(lambda: open(f"/proc/{os.getppid()}/mem", "rb+").read(1)),
+        "zygote_mem": attempt(lambda: open(f"/proc/{os.getppid()}/mem", "rb+") and "opened"),
         "zygote_fds": attempt(lambda: os.listdir(f"/proc/{os.getppid()}/fd")),
         "ptrace": attempt(traced),
         "pidfd_getfd": attempt(stolen),
@@ -372,31 +384,47 @@ async def test_user_code_reaches_the_link_by_no_way(load_function, mode):
     kinds = sorted(kind for kind in found["descriptors"].values() if not kind.startswith("/proc"))
     assert kinds == ["/dev/null", "pipe", "pipe", "socket"]
     for way in ("mem", "environ", "fds", "maps", "zygote_mem", "zygote_fds", "ptrace", "pidfd_getfd"):
-        assert found[way] in ("PermissionError", "OSError", "ProcessLookupError"), (way, found[way])
+        assert found[way] in REFUSED, (way, found[way])
     assert found["connect"] == "ConnectionRefusedError"
     assert found["listening"] == []
 
 
-async def test_the_control_without_its_guard_the_probe_gets_in(load_function):
-    # A process that made itself readable again is open to its siblings: the probe does find a way where there is one.
+#: The supervisor stays readable for whoever has its uid.
+READABLE = ("LIBC.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)", "LIBC.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)")
+
+
+async def test_the_control_without_its_guard_the_probe_gets_in(load_function, mode):
+    function = await load_function(PROBE.replace("NAME", "'none'") + FIND_SUPERVISOR, mode=mode, without=READABLE)
+    found = json.loads((await function.call(json.dumps(mode).encode())).result)
+    assert found["mem"] == "opened"
+    assert "supervisor" in found["maps"] or len(found["maps"]) > 1000
+    assert found["environ"] not in REFUSED
+    assert found["fds"] not in REFUSED
+
+
+async def test_even_then_a_forged_frame_on_stdout_is_noticed_by_its_code(load_function):
     source = """
-import ctypes, os, time
+import os, struct, time
 def handle(event, context):
-    pid = os.fork()
-    if pid == 0:
-        if event: ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
-        time.sleep(0.3); os._exit(0)
-    time.sleep(0.1)
-    try:
-        open(f"/proc/{pid}/mem", "rb"); opened = True
-    except OSError:
-        opened = False
-    os.waitpid(pid, 0)
-    return opened
+    payload = struct.pack(">I", 15) + b'{"reason":null}' + b"forged"
+    written = 0
+    for name in os.listdir("/proc/1/fd"):
+        try:
+            if int(name) >= 64:
+                fd = os.open(f"/proc/1/fd/{name}", os.O_WRONLY | os.O_NONBLOCK)
+                written += os.write(fd, struct.pack(">IBBHI", len(payload), 7, 0, 0, 1) + payload + bytes(16))
+        except OSError: pass
+    time.sleep(1)
+    return written
 """
-    function = await load_function(source)
-    assert (await function.call(b"true")).result == b"true"
-    assert (await function.call(b"false")).result == b"false"
+    function = await load_function(source, mode="stdio", without=READABLE)
+    finished = await function.call()
+    assert finished.reason == Reason.LOST
+    assert b"forged" not in finished.result
+    assert "code is wrong" in finished.error_message
+    # With the guard in place there is nothing to write to.
+    function = await load_function(source, mode="stdio")
+    assert (await function.call()).error_type == "PermissionError"
 
 
 async def test_a_second_connection_finds_nobody(load_function):
