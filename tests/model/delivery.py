@@ -46,6 +46,8 @@ class Rules:
     """Any dispatch but the first records before it replies."""
     look: bool = True
     """Before a call is placed anew, RECORDS and REPLIES are looked at."""
+    look_again: bool = True
+    """REPLIES once more, when the gateway was asked and has not said that it waits."""
     custody: bool = True
     """Nobody acknowledges before the next hop has it."""
     dispatch_ids: bool = True
@@ -323,11 +325,14 @@ class World:
                 self._drop(scheduler, hand)
                 return
         if hand.sync and hand.anew and self.rules.moved and self.gateway_alive:
-            hand.asked = Question(job, _of(hand.call))
-            self.inbox.append(hand.asked)
             hand.stage = "ask"
         else:
             hand.stage = "place"
+
+    def _ask(self, hand: Hand) -> None:
+        hand.asked = Question(hand.call.job, _of(hand.call))
+        self.inbox.append(hand.asked)
+        hand.stage = "wait"
 
     def _answer(self, scheduler: Scheduler, hand: Hand) -> None:
         """The gateway has spoken, or is gone, or has been silent for too long: then REPLIES is looked at once more."""
@@ -336,7 +341,7 @@ class World:
         silent = hand.asked is not None and hand.asked.answered is None
         answered = hand.asked is not None and bool(hand.asked.answered)
         hand.asked = None
-        if self.rules.look and (answered or silent) and job in self.replies:
+        if self.rules.look and (answered or (silent and self.rules.look_again)) and job in self.replies:
             self._record(job, self.replies[job])
             self._drop(scheduler, hand)
 
@@ -529,6 +534,8 @@ class World:
             if hand.stage == "look":
                 yield f"{name} looks for {job}", lambda hand=hand: self._examine(scheduler, hand)
             elif hand.stage == "ask":
+                yield f"{name} asks about {job}", lambda hand=hand: self._ask(hand)
+            elif hand.stage == "wait":
                 asked = hand.asked
                 if asked is None or asked.answered is not None or not self.gateway_alive or self.gateway_stopped:
                     yield f"{name} goes on with {job}", lambda hand=hand: self._answer(scheduler, hand)

@@ -38,6 +38,9 @@ TRIES_MAX: Final = 5
 #: Questions to the broker about jobs at once.
 LOOKS_MAX: Final = 128
 
+#: A dispatch before all others.
+_NEVER: Final = (0, 0)
+
 _WHY_PLACED: Final = {why: metrics.PLACED.labels(why.value) for why in Why}
 
 
@@ -388,6 +391,9 @@ class Dispatcher:
 
     def memory_lost(self) -> None:
         """The broker is another process: sync calls that waited here are published again by whoever has them in custody."""
+        # What was placed may be gone with it: a call that comes again is not taken for a repetition. Where it was placed is
+        # still worth knowing, since its executor may have taken it in.
+        self._recent = {job: (_NEVER, executor) for job, (_, executor) in self._recent.items()}
         for held in [held for held in self.by_job.values() if held.sync and held.stage is not Stage.PLACING]:
             held.letters = [letter for letter in held.letters if self._lanes.may_settle(letter)]
             if held.letters:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from hearth_contracts import subjects
-from hearth_contracts.calls import Call, Dead, Ending, Moved, MovedAnswer, Record, Reply
+from hearth_contracts.calls import Call, Dead, Ending, Moved, Record, Reply
 from hearth_contracts.enums import Persist, State
 from hearth_contracts.errors import UndecodableMessage
 from hearth_contracts.functions import FunctionVersion
@@ -41,7 +41,10 @@ class Settler:
         if not sync or not call.gateway:
             return True
         reply = await self._reply(call)
-        if reply is None and anew and await self._answered(call):
+        if reply is None and anew:
+            # Whatever the gateway says, and most of all when it says nothing: a reply that reached it before our question
+            # was stored before it, too.
+            await self._ask_gateway(call)
             reply = await self._reply(call)
         if reply is None:
             return True
@@ -66,27 +69,23 @@ class Settler:
     async def _reply(self, call: Call) -> Stored | None:
         return await self._surely(lambda: self._bus.get_last("REPLIES", subjects.reply(call.gateway, call.job)))
 
-    async def _answered(self, call: Call) -> bool:
-        """Tell the gateway that from here on only this dispatch counts; whether it has answered its caller already."""
+    async def _ask_gateway(self, call: Call) -> None:
+        """Tell the gateway that from here on only this dispatch counts. Returns when it has heard, or is gone."""
         moved = Moved(job=call.job, attempt=call.attempt, placement=call.placement)
         headers = contract_headers(
             meta=moved, contract="moved.v1", msg_id="", traceparent="", expect_last=None, headers=None
         )
         for _ in range(MOVED_TRIES):
             try:
-                message = await self._bus.request(subjects.moved(call.gateway), headers=headers, timeout_s=MOVED_S)
-                return message.meta(MovedAnswer).answered
+                await self._bus.request(subjects.moved(call.gateway), headers=headers, timeout_s=MOVED_S)
+                return
             except StreamMissing:
-                return False  # that gateway is gone, and its callers with it
-            except UndecodableMessage as error:
-                _log.error("a gateway's answer does not parse: %s", error)
-                return False
+                return  # that gateway is gone, and its callers with it
             except PublishTimeout:
                 continue
             except BusError:
                 await asyncio.sleep(AGAIN_S)
         _log.warning("gateway %s does not answer, placing a call of its anew", call.gateway, extra={"job": call.job})
-        return False
 
     # Ending a job
 
