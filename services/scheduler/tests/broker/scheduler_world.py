@@ -3,8 +3,11 @@
 import asyncio
 import contextlib
 import itertools
+import os
+import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,6 +99,7 @@ class FakeExecutor:
     held: dict[str, Message] = field(default_factory=dict)
     background: Background = field(default_factory=lambda: Background("fake-executor"))
     _due: asyncio.TimerHandle | None = None
+    _free: asyncio.Semaphore | None = None
     _pumps: list[Any] = field(default_factory=list)
     _repeat: "asyncio.Task[None] | None" = None
 
@@ -178,9 +182,12 @@ class FakeExecutor:
         call = run.call
         if does == "hang":
             await asyncio.Event().wait()
-        started = time.time()
-        if isinstance(does, float) and does:
-            await asyncio.sleep(does)
+        if self._free is None:
+            self._free = asyncio.Semaphore(self.slots)
+        async with self._free:  # what came into the short queue waits here
+            started = time.time()
+            if isinstance(does, float) and does:
+                await asyncio.sleep(does)
         if self.dead:
             return
         self.held.pop(call.job, None)
@@ -332,6 +339,20 @@ class World:
                 await scheduler.stop()
                 lead.cancel()
                 await asyncio.gather(lead, return_exceptions=True)
+
+    @contextlib.contextmanager
+    def process(self, instance: str) -> Iterator["subprocess.Popen[bytes]"]:
+        """A scheduler as it really runs."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hearth_scheduler"],
+            env=os.environ | {"HEARTH_NATS_URL": self.url, "HEARTH_INSTANCE": instance, "HEARTH_LOG_LEVEL": "WARNING"},
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            process.wait(15)
 
     async def joined(self, scheduler: Scheduler, count: int) -> None:
         """All executors can be given work."""

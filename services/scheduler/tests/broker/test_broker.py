@@ -14,6 +14,9 @@ from hearth_kit.message import Message
 from hearth_kit.nats_bus import connect
 from hearth_kit.provision import provision
 from hearth_kit.pytest_plugin import Broker
+from hearth_scheduler import service
+from hearth_scheduler.domain.fleet import Fleet
+from hearth_scheduler.domain.placement import Decision, Job
 
 pytestmark = pytest.mark.broker
 
@@ -123,6 +126,8 @@ async def test_a_cancelled_call_leaves_the_queue(world: World, lane: Lane) -> No
 async def test_a_job_cancelled_in_the_stream_is_not_run(world: World) -> None:
     async with world.scheduling() as scheduler:
         await world.deploy("hello")
+        assert scheduler.term is not None
+        scheduler.term.dispatcher._listening_since = 0.0  # it has listened for long: what it has not heard has not been
         jobs = [await world.job("hello") for _ in range(3)]
         await until(lambda: scheduler.term and scheduler.term.dispatcher.by_job)
         await cancel(world, jobs[2], Lane.ASYNC)
@@ -254,6 +259,63 @@ async def test_a_broker_that_restarts_has_its_memory_made_again(own_broker: Brok
         assert (await world.ended(job)).ending.state is State.SUCCESS
         await world.empty("CALLS", "JOBS", "RUNS", "RUNS_SYNC")
         assert set((await world.records()).values()) == {1}
+
+
+async def test_an_old_acknowledgement_settles_nothing_new(own_broker: Broker) -> None:
+    """A call that waited when the broker died has the number of another one now: its cancel must not take that one away."""
+    async with contextlib.AsyncExitStack() as stack:
+        bus = await stack.enter_async_context(connect(url=own_broker.url, instance="test"))
+        await provision(bus)
+        world = World(bus, own_broker.url, stack)
+        await world.start()
+        scheduler = await stack.enter_async_context(world.scheduling())
+        await world.deploy("hello")
+        old = world.new_call("hello", b"old", tenant="acme", lane=Lane.SYNC)
+        await world.publish(old, b"old")
+        await until(lambda: scheduler.term and old.job in scheduler.term.dispatcher.by_job)
+        own_broker.kill()
+        own_broker.start()
+        await until(lambda: bus.connected)
+        new = world.new_call("hello", b"new", tenant="acme", lane=Lane.SYNC)
+        async with asyncio.timeout(10):
+            while True:
+                with contextlib.suppress(Exception):
+                    assert await world.publish(new, b"new") == 1
+                    break
+                await asyncio.sleep(0.02)
+        await until(lambda: scheduler.term and new.job in scheduler.term.dispatcher.by_job)
+        await cancel(world, old.job, Lane.SYNC)
+        await until(lambda: scheduler.term and old.job not in scheduler.term.dispatcher.by_job)
+        for _ in range(10):  # an acknowledgement is not answered: give a wrong one time to arrive
+            info = await bus.consumer_info("CALLS", "scheduler")
+            assert info is not None
+            assert info.ack_pending == 1
+            await asyncio.sleep(0.02)
+        await world.executor("one")
+        assert (await world.answer(new.job)).body == b"new"
+        assert world.runs_of(old.job) == []
+
+
+async def test_a_defect_ends_one_call_and_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = service.place
+
+    def place(job: Job, fleet: Fleet, now: float) -> Decision:
+        if job.wants.function == "acme.cursed":
+            raise ZeroDivisionError
+        return real(job, fleet, now)
+
+    monkeypatch.setattr(service, "place", place)
+    monkeypatch.setattr(service, "TRIES_MAX", 1)
+    async with world.scheduling() as scheduler:
+        await world.executor("one")
+        await world.joined(scheduler, 1)
+        await world.deploy("cursed")
+        await world.deploy("hello")
+        cursed = asyncio.create_task(world.call("cursed"))
+        assert (await world.call("hello")).ending.state is State.SUCCESS
+        ending = (await cursed).ending
+        assert (ending.reason, ending.failure and ending.failure.type) == (Reason.REJECTED, "E_SCHEDULER")
+        await world.empty("CALLS")
 
 
 async def test_it_lives_with_the_permissions_it_is_given(tmp_path_factory: pytest.TempPathFactory) -> None:

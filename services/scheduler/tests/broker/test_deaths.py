@@ -105,14 +105,13 @@ async def test_an_executor_that_died_with_its_scheduler_is_buried_by_the_next(wo
 
 
 async def test_a_standby_takes_over_and_nothing_is_lost(world: World) -> None:
-    """Two schedulers under load, the active one gone without a word: every job ends once, epochs never overlap."""
+    """Two scheduler processes under load, kill -9 of the active one: every job and call ends once, epochs never overlap."""
     await world.deploy("hello")
-    async with contextlib.AsyncExitStack() as stack:
-        first = await stack.enter_async_context(world.scheduling("scheduler-1"))
+    active: list[str] = []
+    await world.bus.subscribe(subjects.DEPTHS_ALL, lambda message: active.append(message.subject.rpartition(".")[2]))
+    with world.process("scheduler-1") as first, world.process("scheduler-2") as second:
         await world.executor("one", slots=4, behave=lambda run, body: 0.005)
         await world.executor("two", slots=4, behave=lambda run, body: 0.005)
-        await world.joined(first, 2)
-        second = await stack.enter_async_context(world.scheduling("scheduler-2", active=False))
         jobs: list[str] = []
         calls: list[asyncio.Task[object]] = []
 
@@ -124,12 +123,12 @@ async def test_a_standby_takes_over_and_nothing_is_lost(world: World) -> None:
 
         loading = asyncio.create_task(load())
         await until(lambda: len(world.ran) > 100)
-        assert first.term is not None
-        # As a crash: its connection is gone, and the lease runs out.
-        first._bus._wire._max_reconnect = 0
-        first.term._fenced = True
-        await first._bus._wire.close()
-        await until(lambda: second.term is not None, within_s=20, what="the standby is active")
+        killed = active[-1]
+        (first if killed == "scheduler-1" else second).kill()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await until(lambda: active[-1] != killed, within_s=20, what="the standby is active")
+        assert loop.time() - began < 8
         await loading
         for job in jobs:
             assert (await world.ended(job, within_s=30)).ending.state is State.SUCCESS

@@ -90,7 +90,9 @@ class Reject(NamedTuple):
 
 Decision = Placed | Wait | Reject
 
-_BASE: Final = {Why.GENERIC: 4.0, Why.FREE: 2.0, Why.EVICT: 0.0}
+#: What a kind of place is worth, beside the part of the slots that is free (at most 1).
+_GENERIC: Final = 4.0
+_FREE: Final = 2.0
 
 
 def place(job: Job, fleet: Fleet, now: float) -> Decision:
@@ -110,20 +112,19 @@ def place(job: Job, fleet: Fleet, now: float) -> Decision:
         if executor is not None:
             return Placed(executor, Why.WARM)
     matching = fleet.matching(wants.needs)
-    best, score, why = None, -1.0, Why.FREE
+    best, score = None, 0.0
+    kind = wants.generic
     for executor in matching:
-        if executor.free > 0 and executor.heard_at > heard_since:
-            if executor.generic.get(wants.generic, 0) > executor.generic_unseen.get(wants.generic, 0):
-                tier = Why.GENERIC
+        share = executor.share  # above nothing: a free slot
+        if share > 0 and score < share + _GENERIC and executor.heard_at > heard_since:
+            if executor.generic.get(kind, 0) > executor.generic_unseen.get(kind, 0):
+                share += _GENERIC
             elif executor.memory_free_mb >= wants.class_mb:
-                tier = Why.FREE
-            else:
-                tier = Why.EVICT
-            this = _BASE[tier] + executor.share
-            if this > score:
-                best, score, why = executor, this, tier
+                share += _FREE
+            if share > score:
+                best, score = executor, share
     if best is not None:
-        return Placed(best, why)
+        return Placed(best, Why.GENERIC if score > _GENERIC else Why.FREE if score > _FREE else Why.EVICT)
     if units is not None:
         executor = _shortest(units, wants, heard_since)
         if executor is not None:
