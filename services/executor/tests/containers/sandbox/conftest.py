@@ -19,6 +19,7 @@ from hearth_executor.containers.pytest_plugin import LABEL_EXPECTED
 from hearth_executor.containers.sandbox import ContainerSandbox, boot
 from hearth_executor.domain.limits import at_boot, folders
 from hearth_executor.ports import CallEvents, Finished, Invocation
+from hearth_kit.clock import SystemClock
 
 
 @pytest.fixture
@@ -155,7 +156,7 @@ class Function:
         invocation = Invocation(
             job=f"job-{self.calls}",
             attempt=1,
-            deadline=None if timeout_s is None else time.time() + timeout_s,
+            deadline=None if timeout_s is None else SystemClock().now() + timeout_s,
             content_type=content_type,
             body=body,
             body_size=len(body) if isinstance(body, bytes) else size or 0,
