@@ -1,6 +1,6 @@
 """What a placed call costs the scheduler: CPU time of its process, read from the kernel, with an executor that does nothing.
 
-    python services/scheduler/benchmarks/cpu_per_call.py [calls] [in flight] [profile file]
+python services/scheduler/benchmarks/cpu_per_call.py [calls] [in flight] [profile file]
 """
 
 import asyncio
@@ -49,7 +49,8 @@ async def measure(calls: int, in_flight: int, profile: str) -> None:
                     command = ["-m", "cProfile", "-o", profile, *command]
                 process = subprocess.Popen(
                     [sys.executable, *command],
-                    env=os.environ | {"HEARTH_NATS_URL": broker.url, "HEARTH_INSTANCE": "scheduler-1", "HEARTH_LOG_LEVEL": "WARNING"},
+                    env=os.environ
+                    | {"HEARTH_NATS_URL": broker.url, "HEARTH_INSTANCE": "scheduler-1", "HEARTH_LOG_LEVEL": "WARNING"},
                 )
                 try:
                     await world.executor("one", slots=8, room=64)
@@ -91,7 +92,11 @@ async def load(world: World, pid: int, lane: Lane, calls: int, in_flight: int) -
     for _ in range(calls):
         await gate.acquire()
         call: Call = world.new_call("hello", b"x" * 256, tenant=TENANT, lane=lane).model_copy(update={"input": Body(size=256)})
-        headers = {"Hearth-Meta": call.model_dump_json(exclude_defaults=True), "Hearth-Contract": "call.v1", "Nats-Msg-Id": call.job}
+        headers = {
+            "Hearth-Meta": call.model_dump_json(exclude_defaults=True),
+            "Hearth-Contract": "call.v1",
+            "Nats-Msg-Id": call.job,
+        }
         headers["traceparent"] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
         world.bus.send(build(TENANT, "hello"), b"x" * 256, headers=headers)
     async with asyncio.timeout(PATIENCE_S):

@@ -285,9 +285,7 @@ class Dispatcher:
 
     async def _reject(self, held: Held, reason: Reason, code: str, message: str) -> None:
         ending = retry.failed(held.call, reason, code, message, self._clock.now())
-        await self._settler.end(
-            held.call, held.body, held.header, ending, sync=held.sync, version=held.version, dead=False
-        )
+        await self._settler.end(held.call, held.body, held.header, ending, sync=held.sync, version=held.version, dead=False)
         self.drop(held)
 
     def _work(self, held: Held, work: Coroutine[Any, Any, None]) -> None:

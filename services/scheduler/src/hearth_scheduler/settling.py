@@ -72,9 +72,7 @@ class Settler:
     async def _ask_gateway(self, call: Call) -> None:
         """Tell the gateway that from here on only this dispatch counts. Returns when it has heard, or is gone."""
         moved = Moved(job=call.job, attempt=call.attempt, placement=call.placement)
-        headers = contract_headers(
-            meta=moved, contract="moved.v1", msg_id="", traceparent="", expect_last=None, headers=None
-        )
+        headers = contract_headers(meta=moved, contract="moved.v1", msg_id="", traceparent="", expect_last=None, headers=None)
         for _ in range(MOVED_TRIES):
             try:
                 await self._bus.request(subjects.moved(call.gateway), headers=headers, timeout_s=MOVED_S)
@@ -114,9 +112,7 @@ class Settler:
             )
         )  # fmt: skip
 
-    async def _record(
-        self, call: Call, body: bytes, header: str, ending: Ending, result: bytes, *, persist: bool = True
-    ) -> bool:
+    async def _record(self, call: Call, body: bytes, header: str, ending: Ending, result: bytes, *, persist: bool = True) -> bool:
         """Whether ours is the job's final."""
         trace_id = header.split("-")[1] if header.count("-") >= 3 else ""
         meta = Record(

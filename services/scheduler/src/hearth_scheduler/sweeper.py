@@ -159,9 +159,7 @@ class Sweeper:
             return False  # nothing that young has left yet
         version = self._registry.head(change.tenant, names.function_of(change.job))
         query = ArchiveQuery(tenant=change.tenant, job=change.job)
-        headers = contract_headers(
-            meta=query, contract="archive.v1", msg_id="", traceparent="", expect_last=None, headers=None
-        )
+        headers = contract_headers(meta=query, contract="archive.v1", msg_id="", traceparent="", expect_last=None, headers=None)
         try:
             answer = await self._bus.request(subjects.ARCHIVE, headers=headers, timeout_s=ASK_S)
         except BusError:

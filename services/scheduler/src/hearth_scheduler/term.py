@@ -69,6 +69,7 @@ class Term:
         self._pumps: list[Pump] = []
         self._records: Subscription | None = None
         self._fenced = False
+        self._remake = False
         self._problems: dict[str, str] = {}
         self.settler = Settler(bus=bus, clock=clock)
         placer = Placer(bus=bus, fleet=fleet, clock=clock, tracer=tracer, epoch=lease.epoch)
@@ -120,8 +121,8 @@ class Term:
         name = streams.SCHEDULER_CONSUMER
         self._pumps = [
             await self._bus.pull("OUTCOMES", name, self.handlers.outcome, lost=lambda why: None),
-            await self._bus.pull("OUTCOMES_SYNC", name, self.handlers.outcome_sync, lost=lambda why: None),
-            await self._bus.pull("CALLS", name, self.handlers.call, lost=lambda why: None),
+            await self._bus.pull("OUTCOMES_SYNC", name, self.handlers.outcome_sync, lost=self._lost_memory),
+            await self._bus.pull("CALLS", name, self.handlers.call, lost=self._lost_memory),
         ]
         await self.feeds.start()
         for work, what in (
@@ -195,9 +196,16 @@ class Term:
             except BusError as error:
                 _log.debug("%s", error)
 
+    def _lost_memory(self, why: str) -> None:
+        """A stream in memory or its consumer is gone: with the broker (then the reconnect mends it, too), or by hand."""
+        self._remake = True
+
     async def _tick(self) -> None:
         if not self.ours():
             return
+        if self._remake:
+            self._remake = False
+            await self.restore()
         for executor_id in self._fleet.tick(self._clock.monotonic()).dead:
             self.members.dead(executor_id)
         # What no event announces: a function below its maximum again, an executor heard after a silence.
@@ -252,6 +260,11 @@ class Term:
         await self.feeds.tidy()
         problems = await provision.problems(self._bus, ("JOBS", "RUNS", "OUTCOMES", "RECORDS", "STATES", "DEAD"))
         problems |= await self.feeds.problems()
+        if await self._bus.consumer_info("OUTCOMES", streams.SCHEDULER_CONSUMER) is None:
+            problems["consumer scheduler"] = (
+                "consumer scheduler of stream OUTCOMES was deleted; its jobs are still there: restart this scheduler, which "
+                "makes it again"
+            )
         for name in self._problems.keys() - problems.keys():
             self._problem(name, "")
         for name, fix in problems.items():

@@ -232,7 +232,12 @@ class FakeExecutor:
 
     def _reply(self, call: Call, ending: Ending, result: bytes) -> None:
         headers = contract_headers(
-            meta=Reply(job=call.job, ending=ending), contract="reply.v1", msg_id="", traceparent="", expect_last=None, headers=None
+            meta=Reply(job=call.job, ending=ending),
+            contract="reply.v1",
+            msg_id="",
+            traceparent="",
+            expect_last=None,
+            headers=None,
         )
         if call.gateway:
             self.bus.send(subjects.reply(call.gateway, call.job), result, headers=headers)
@@ -277,6 +282,8 @@ class World:
         self.asked: list[Moved] = []
         self.answered: dict[str, bool] = {}
         self.gateway = bus.instance
+        self.problems: dict[str, dict[str, str]] = {}
+        """What each scheduler says is wrong."""
         self._boots = itertools.count(0x10000000)
 
     async def start(self) -> None:
@@ -292,9 +299,7 @@ class World:
         answer = MovedAnswer(held=True, answered=self.answered.get(moved.job, False))
         message.respond(
             b"",
-            contract_headers(
-                meta=answer, contract="moved-answer.v1", msg_id="", traceparent="", expect_last=None, headers=None
-            ),
+            contract_headers(meta=answer, contract="moved-answer.v1", msg_id="", traceparent="", expect_last=None, headers=None),
         )
 
     async def deploy(self, name: str, *, tenant: str = TENANT, **spec: Any) -> FunctionVersion:
@@ -320,14 +325,20 @@ class World:
         return executor
 
     @contextlib.asynccontextmanager
-    async def scheduling(self, instance: str = "scheduler-1", *, active: bool = True, **settings: Any) -> AsyncIterator[Scheduler]:
+    async def scheduling(
+        self, instance: str = "scheduler-1", *, active: bool = True, **settings: Any
+    ) -> AsyncIterator[Scheduler]:
         clock = SystemClock()
         async with connect(url=self.url, instance=instance) as bus:
             tracer = Tracer(service="scheduler", instance=instance, bus=bus, clock=clock, per_second=0)
             chosen = Settings(nats_url=self.url, instance=instance, **settings)
-            problems: dict[str, str] = {}
+            problems = self.problems[instance] = {}
             scheduler = Scheduler(
-                settings=chosen, bus=bus, tracer=tracer, clock=clock, problem=lambda name, fix: problems.update({name: fix})
+                settings=chosen,
+                bus=bus,
+                tracer=tracer,
+                clock=clock,
+                problem=lambda name, fix: problems.update({name: fix}) if fix else problems.pop(name, None),
             )
             await scheduler.start()
             lead = asyncio.get_running_loop().create_task(scheduler.lead())
@@ -357,7 +368,8 @@ class World:
     async def joined(self, scheduler: Scheduler, count: int) -> None:
         """All executors can be given work."""
         await until(
-            lambda: sum(executor.usable for executor in scheduler.fleet.executors.values()) == count, what=f"{count} executors joined"
+            lambda: sum(executor.usable for executor in scheduler.fleet.executors.values()) == count,
+            what=f"{count} executors joined",
         )
 
     def new_call(self, name: str, body: bytes, *, tenant: str, lane: Lane, **fields: Any) -> Call:

@@ -124,7 +124,9 @@ async def test_the_answer_a_caller_had_is_what_is_recorded(world: World) -> None
         message = one.held.pop(job)
         run = message.meta(Run)
         ending = Ending(state=State.SUCCESS, result=Body(size=6), executor=one.id)
-        await one.bus.publish(subjects.reply(world.gateway, job), b"answer", meta=Reply(job=job, ending=ending), contract="reply.v1")
+        await one.bus.publish(
+            subjects.reply(world.gateway, job), b"answer", meta=Reply(job=job, ending=ending), contract="reply.v1"
+        )
         await one._outcome(run, message, Outcome(run=run, kind=OutcomeKind.HANDED_BACK), sync=True)
         record = await world.ended(job)
         assert record.ending == ending

@@ -26,7 +26,9 @@ async def test_a_call_published_twice_is_run_once(world: World) -> None:
         await world.deploy("hello")
         call = world.new_call("hello", b"x", tenant="acme", lane=Lane.SYNC)
         for number in range(3):
-            await world.bus.publish(subjects.call("acme", "hello"), b"x", meta=call, contract="call.v1", msg_id=f"{call.job}.{number}")
+            await world.bus.publish(
+                subjects.call("acme", "hello"), b"x", meta=call, contract="call.v1", msg_id=f"{call.job}.{number}"
+            )
         await until(lambda: scheduler.term and call.job in scheduler.term.dispatcher.by_job)
         await world.executor("one")
         await world.answer(call.job)
@@ -145,7 +147,9 @@ async def test_a_message_that_does_not_parse_is_kept_with_the_reason(world: Worl
         await world.deploy("hello")
         call = world.new_call("hello", b"x", tenant="acme", lane=Lane.ASYNC)
         meta = json.dumps({"job": call.job, "surprise": 1}) if readable else "{"
-        await world.bus.publish(subjects.job("acme", "hello"), b"body", headers={"Hearth-Meta": meta, "Hearth-Contract": "job.v1"})
+        await world.bus.publish(
+            subjects.job("acme", "hello"), b"body", headers={"Hearth-Meta": meta, "Hearth-Contract": "job.v1"}
+        )
         await world.empty("JOBS")
         stored = await world.bus.get_next("DEAD", subjects.DEAD_ALL)
         assert stored is not None
@@ -296,6 +300,34 @@ async def test_an_old_acknowledgement_settles_nothing_new(own_broker: Broker) ->
         assert world.runs_of(old.job) == []
 
 
+async def test_what_was_deleted_in_memory_is_made_again(world: World) -> None:
+    async with world.scheduling() as scheduler:
+        await world.executor("one")
+        await world.joined(scheduler, 1)
+        await world.deploy("hello")
+        await world.bus.delete_consumer("CALLS", "scheduler")
+        assert (await world.call("hello")).ending.state is State.SUCCESS
+
+
+async def test_what_was_deleted_in_a_file_is_said_with_its_fix(world: World) -> None:
+    """Never silently remade: somebody must know."""
+    async with world.scheduling() as scheduler:
+        await world.deploy("hello")
+        await until(lambda: scheduler.term and scheduler.term.feeds._feeds)
+        async with asyncio.timeout(5):
+            while not await world.bus.consumer_names("JOBS"):
+                await asyncio.sleep(0.02)
+        await world.bus.delete_consumer("JOBS", "f_acme=hello")
+        await world.bus.delete_consumer("OUTCOMES", "scheduler")
+        assert scheduler.term is not None
+        async with asyncio.timeout(10):
+            while len(world.problems["scheduler-1"]) < 2:
+                await scheduler.term._tidy()
+                await asyncio.sleep(0.05)
+        assert all("restart this scheduler" in fix for fix in world.problems["scheduler-1"].values())
+        assert await world.bus.consumer_names("JOBS") == []
+
+
 async def test_a_defect_ends_one_call_and_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     real = service.place
 
@@ -344,9 +376,7 @@ async def test_it_lives_with_the_permissions_it_is_given(tmp_path_factory: pytes
             await world.deploy("hello", retry={"attempts": 2, "backoff_s": [0]})
             world.url = broker.url.replace("nats://", "nats://scheduler:secret@")
             refusals: list[str] = []
-            scheduler = await stack.enter_async_context(
-                world.scheduling(dead_after_s=0.9, suspect_after_s=0.5, sweep_s=0.3)
-            )
+            scheduler = await stack.enter_async_context(world.scheduling(dead_after_s=0.9, suspect_after_s=0.5, sweep_s=0.3))
             wire = scheduler._bus._wire
 
             async def refused(error: Exception) -> None:
