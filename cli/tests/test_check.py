@@ -62,6 +62,8 @@ VIOLATIONS: list[tuple[str, str, str]] = [
     ("imports", f"{GATEWAY}/domain/__init__.py", "import hearth_kit"),
     ("imports", "contracts/src/hearth_contracts/app.py", "import hearth_kit"),
     ("imports", "kit/src/hearth_kit/app.py", "import hearth_gateway.app"),
+    ("imports", f"{GATEWAY}/domain/__init__.py", "import hearth_gateway.app"),
+    ("style", f"{GATEWAY}/app.py", "import time\n\nNOW = time.time()"),
     ("types", f"{GATEWAY}/app.py", "def double(number):\n    return number * 2"),
     ("types", f"{GATEWAY}/app.py", 'NUMBER: int = "one"'),
     ("style", f"{GATEWAY}/app.py", "def add(item: int, to: list[int] = []) -> None:\n    to.append(item)"),

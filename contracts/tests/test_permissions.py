@@ -83,7 +83,9 @@ def test_streams_are_made_and_emptied_by_who_must(service):
 
 @EVERY
 def test_a_service_takes_from_its_own_consumers_only(service):
-    mine = {(use.stream.name, use.name.format(instance=INSTANCES[service])) for use in registry.CONSUMERS if use.service == service}
+    mine = {
+        (use.stream.name, use.name.format(instance=INSTANCES[service])) for use in registry.CONSUMERS if use.service == service
+    }
     for subject in of(service).publish:
         for prefix in ("$JS.API.CONSUMER.MSG.NEXT.", "$JS.ACK."):
             if subject.startswith(prefix):
@@ -114,7 +116,13 @@ def test_a_tenant_reaches_its_own_events_and_functions_alone():
     mine = permissions.for_tenant("acme")
     assert any(covers(allowed, "hearth.v1.events.acme.camera.1") for allowed in mine.publish)
     assert any(covers(allowed, "hearth.v1.invoke.acme.resize") for allowed in mine.publish)
-    for subject in ("hearth.v1.events.other.x", "hearth.v1.invoke.other.x", "hearth.v1.jobs.acme.x", "$JS.API.INFO", "$KV.KEYS.x"):
+    for subject in (
+        "hearth.v1.events.other.x",
+        "hearth.v1.invoke.other.x",
+        "hearth.v1.jobs.acme.x",
+        "$JS.API.INFO",
+        "$KV.KEYS.x",
+    ):
         assert not any(covers(allowed, subject) for allowed in mine.publish), subject
 
 

@@ -60,7 +60,9 @@ BREAKING = {
     "a field that becomes required": require("trace_id"),
     "changed type": change("properties", "version", "type", value="string"),
     "changed type of a part": change("$defs", "Timings", "properties", "cold_ms", "additionalProperties", "type", value="string"),
-    "changed element": change("$defs", "Ending", "properties", "http_headers", "items", "prefixItems", value=[{"type": "string"}]),
+    "changed element": change(
+        "$defs", "Ending", "properties", "http_headers", "items", "prefixItems", value=[{"type": "string"}]
+    ),
     "changed default": change("properties", "persist", "default", value=False),
     "a word that may not be said any more": change("$defs", "Reason", "enum", value=["error"]),
     "no longer nullable": change("$defs", "Ending", "properties", "reason", value={"$ref": "#/$defs/Reason"}),
@@ -79,9 +81,9 @@ def test_a_change_that_breaks_somebody_is_found(name):
 COMPATIBLE = {
     "nothing": lambda schema: schema,
     "new field with a default": change("properties", "region", value={"type": "string", "default": ""}),
-    "new field of a part": lambda schema: change("$defs", "Body", "properties", "encoding", value={"type": "string", "default": ""})(
-        change("properties", "input", "default", value={**record()["properties"]["input"]["default"], "encoding": ""})(schema)
-    ),
+    "new field of a part": lambda schema: change(
+        "$defs", "Body", "properties", "encoding", value={"type": "string", "default": ""}
+    )(change("properties", "input", "default", value={**record()["properties"]["input"]["default"], "encoding": ""})(schema)),
     "new word": change("$defs", "Reason", "enum", value=[*record()["$defs"]["Reason"]["enum"], "preempted"]),
     "other prose": change("description", value="other words"),
 }

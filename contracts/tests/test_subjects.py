@@ -10,7 +10,27 @@ from hearth_contracts import names, registry, streams, subjects
 from hearth_contracts.errors import InvalidName
 
 SAFE = re.compile(r"[A-Za-z0-9_=-]+(\.[A-Za-z0-9_=-]+)*")
-HOSTILE = [".", "*", ">", " ", "\r\n", "\n", "\0", "\t", "..", "а", "ａ", "\u200b", "\u2028", "é", "\x7f", "/", "%2e", "\r\nPUB x 0\r\n\r\n", ""]
+HOSTILE = [
+    ".",
+    "*",
+    ">",
+    " ",
+    "\r\n",
+    "\n",
+    "\0",
+    "\t",
+    "..",
+    "а",
+    "ａ",
+    "\u200b",
+    "\u2028",
+    "é",
+    "\x7f",
+    "/",
+    "%2e",
+    "\r\nPUB x 0\r\n\r\n",
+    "",
+]
 FINE = ["a", "acme", "resize", "gateway-1", "edge-1-0a1b2c3d", "=2E", "X", "0"]
 
 #: Builders, with as many tokens as each puts behind the prefix; the last number is of the wildcard it may end in.

@@ -17,7 +17,7 @@ from hearth_kit import errors
 from hearth_kit.bus import ConsumerSpec
 from hearth_kit.kv import Bucket
 from hearth_kit.message import Message
-from hearth_kit.objects import Objects, ObjectMissing, ObjectTooLarge
+from hearth_kit.objects import ObjectMissing, Objects, ObjectTooLarge
 from hearth_kit.registry import Registry
 
 JOB = subjects.job("acme", "resize")
@@ -480,7 +480,7 @@ async def test_what_is_stored_can_be_read_by_subject_and_sequence(world):
 
 
 async def test_the_last_of_each_subject_is_read_past_the_brokers_thousand(world):
-    for number in range(0, 2300):
+    for number in range(2300):
         world.bus.send(f"$KV.KEYS.k{number:04d}", str(number).encode())
     for number in range(100):
         await world.bus.publish(f"$KV.KEYS.k{number:04d}", b"again")

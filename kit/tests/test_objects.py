@@ -10,7 +10,7 @@ import pytest
 
 from hearth_contracts import subjects
 from hearth_kit import errors
-from hearth_kit.objects import WINDOW_CHUNKS, Objects, ObjectMissing
+from hearth_kit.objects import WINDOW_CHUNKS, ObjectMissing, Objects
 
 pytestmark = pytest.mark.broker
 
@@ -20,7 +20,12 @@ MIB = 1024 * 1024
 async def test_64_mib_pass_through_in_flat_memory(bus, broker):
     program = Path(__file__).with_name("object_mover.py")
     done = await asyncio.to_thread(
-        subprocess.run, [sys.executable, program, broker.url, str(64 * MIB)], capture_output=True, text=True, check=True, timeout=100
+        subprocess.run,
+        [sys.executable, program, broker.url, str(64 * MIB)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
     )
     read, put_mb, get_mb = map(float, done.stdout.split())
     assert read == 64 * MIB

@@ -36,7 +36,16 @@ def test_its_insides_are_where_the_wire_expects_them():
     for name in ("_pending", "_pending_data_size", "_subs", "_sid", "_pongs", "_pings_outstanding", "_max_payload", "_server_info",
                  "_transport", "_reading_task", "_reconnection_task"):  # fmt: skip
         assert hasattr(made, name), name
-    for name in ("_process_msg", "_process_ping", "_process_pong", "_send_ping", "_process_op_err", "_close", "subscribe", "flush"):
+    for name in (
+        "_process_msg",
+        "_process_ping",
+        "_process_pong",
+        "_send_ping",
+        "_process_op_err",
+        "_close",
+        "subscribe",
+        "flush",
+    ):
         assert inspect.iscoroutinefunction(getattr(client, name)), name
     subscribing = source(client.subscribe)
     assert subscribing.index("self._sid += 1") < subscribing.index("self._subs[sid] = sub") < subscribing.index("_send_subscribe")
@@ -49,7 +58,9 @@ def test_its_traps_are_still_the_ones_that_are_avoided():
     assert "self._transport.write(PING_PROTO)" in source(client._send_ping)  # past what waits
     assert "except Exception as ex:" in source(client._read_loop)  # and then it ends, saying nothing
     reconnecting = source(client._attempt_reconnect)
-    assert reconnecting.index("_process_connect_init()") < reconnecting.index("sub_cmd(") < reconnecting.index("_reconnected_cb()")
+    assert (
+        reconnecting.index("_process_connect_init()") < reconnecting.index("sub_cmd(") < reconnecting.index("_reconnected_cb()")
+    )
 
 
 @pytest.mark.broker

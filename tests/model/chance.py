@@ -3,8 +3,9 @@
 import random
 from collections.abc import Callable
 
-from hearth_contracts.enums import Lane
 from tests.model.delivery import Broken, Rules, World
+
+from hearth_contracts.enums import Lane
 
 #: How much of a life is faults.
 FAULTS: float = 0.15

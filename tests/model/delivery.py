@@ -187,7 +187,9 @@ class World:
     # The gateway
 
     def submit(self, job: str, lane: Lane) -> None:
-        call = Call(job=job, tenant="t", function="f", version=1, lane=lane, gateway="g" if lane is Lane.SYNC else "", submitted_at=0)
+        call = Call(
+            job=job, tenant="t", function="f", version=1, lane=lane, gateway="g" if lane is Lane.SYNC else "", submitted_at=0
+        )
         if lane is Lane.SYNC:
             self.custody[job] = Custody(call)
             self.calls.publish(f"{job}.1.0", call)
@@ -401,7 +403,11 @@ class World:
         assert isinstance(run, Run)
         name = _dispatch(run)
         twin = executor.held.get(name) or next(
-            (held for held in executor.held.values() if (held.run.call.job, held.run.call.attempt) == (run.call.job, run.call.attempt)),
+            (
+                held
+                for held in executor.held.values()
+                if (held.run.call.job, held.run.call.attempt) == (run.call.job, run.call.attempt)
+            ),
             None,
         )
         verdict = intake.decide(
@@ -460,7 +466,9 @@ class World:
             way = endings.way(held.run, content.ending.reason)
             if not self.rules.record_first and way is endings.Way.RECORD_FIRST and held.sync:
                 way = endings.Way.REPLY_FIRST
-            held.stage = {endings.Way.OUTCOME: "outcome", endings.Way.REPLY_FIRST: "reply", endings.Way.RECORD_FIRST: "record"}[way]
+            held.stage = {endings.Way.OUTCOME: "outcome", endings.Way.REPLY_FIRST: "reply", endings.Way.RECORD_FIRST: "record"}[
+                way
+            ]
         if held.stage == "outcome":
             self._advance(executor, held)
         elif held.stage == "reply":
@@ -551,7 +559,10 @@ class World:
                 if executor.state != "alive" and not executor.buried:
                     left = self._letters_of(executor)
                     for letter in left:
-                        yield f"{name} takes {_job(letter)} back", lambda letter=letter, executor=executor: self._bury_one(executor, letter)
+                        yield (
+                            f"{name} takes {_job(letter)} back",
+                            lambda letter=letter, executor=executor: self._bury_one(executor, letter),
+                        )
                     if not left:
                         yield f"{name} buries {executor.name}", lambda executor=executor: setattr(executor, "buried", True)
 

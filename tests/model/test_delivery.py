@@ -42,7 +42,9 @@ class Delivery(RuleBasedStateMachine):
                 self.world.check()
 
     def _some(self, state: str, number: int) -> Executor | None:
-        found = [one for one in self.world.executors if one.state == state and not (state == "alive" and self.world.is_fragile(one))]
+        found = [
+            one for one in self.world.executors if one.state == state and not (state == "alive" and self.world.is_fragile(one))
+        ]
         return found[number % len(found)] if found else None
 
     @precondition(lambda self: self.world.connection < BROKERS_MAX and not self.world.is_fragile_without)
@@ -105,7 +107,9 @@ class Delivery(RuleBasedStateMachine):
         self.world.heal()
 
 
-SETTINGS = settings(max_examples=200, stateful_step_count=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(
+    max_examples=200, stateful_step_count=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 
 
 def test_the_promises_hold_whatever_breaks_and_when():

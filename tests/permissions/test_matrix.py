@@ -51,7 +51,7 @@ SUBJECTS = {
     subjects.moved("gateway-2"): (S + G, ""),
     subjects.chunk("gateway-1", JOB): (X, G),
     subjects.invoke("acme", "resize"): ("", G),
-    subjects.ARCHIVE: (G, P),
+    subjects.ARCHIVE: (G + S, P),
     **{subjects.presence(service, instance): (service, G) for service, instance in INSTANCES.items()},
     subjects.presence("gateway", "gateway-2"): ("", G),
     "$KV.FUNCTIONS.acme.resize": (G, G + S + X),
@@ -150,16 +150,30 @@ async def test_a_tenant_says_its_events_and_calls_its_functions_and_nothing_else
     async with guarded.raw("acme-publisher") as client:
         assert await client.may_say("hearth.v1.events.acme.camera.1")
         assert await client.may_say("hearth.v1.invoke.acme.resize")
-        for subject in [*SUBJECTS, "hearth.v1.events.other.x", "hearth.v1.invoke.other.x", "hearth.v1.events.acme", "$JS.API.INFO"]:
+        for subject in [
+            *SUBJECTS,
+            "hearth.v1.events.other.x",
+            "hearth.v1.invoke.other.x",
+            "hearth.v1.events.acme",
+            "$JS.API.INFO",
+        ]:
             if subject not in (subjects.event("acme", "camera.1"), subjects.invoke("acme", "resize")):
                 assert not await client.may_say(subject), subject
-        for subject in [subject for subject in SUBJECTS if not subject.startswith("_INBOX")] + [">", "hearth.>", "hearth.v1.events.>"]:
+        for subject in [subject for subject in SUBJECTS if not subject.startswith("_INBOX")] + [
+            ">",
+            "hearth.>",
+            "hearth.v1.events.>",
+        ]:
             assert not await client.may_hear(subject), subject
 
 
 async def test_a_tenants_reply_subject_stays_in_its_account(guarded):
     """The broker would publish its acknowledgement on whatever reply subject an event carries (DELIVERY rule 15)."""
-    async with guarded.raw("bootstrap") as services, guarded.raw("acme-publisher") as acme, guarded.raw("other-publisher") as other:
+    async with (
+        guarded.raw("bootstrap") as services,
+        guarded.raw("acme-publisher") as acme,
+        guarded.raw("other-publisher") as other,
+    ):
         heard = []
         for client in (services, other):
             for subject in ("hearth.v1.jobs.>", "_INBOX.>"):

@@ -103,6 +103,20 @@ def tests_do_not_make_time_pass(path: Path, text: str) -> Iterator[str]:
                 yield f"{path}:{node.lineno}: sleeps {seconds} s; wait for what it is about instead"
 
 
+def nothing_is_skipped(path: Path, text: str) -> Iterator[str]:
+    """A test that does not run says nothing. One may ask for root, as a whole machine's engine needs it; CI has it."""
+    if "tests" not in path.parts or path.suffix != ".py":
+        return
+    for node in _nodes(path, text):
+        if not isinstance(node, ast.Attribute | ast.Call):
+            continue
+        said = ast.unparse(node)
+        if said.startswith(("pytest.mark.skip", "pytest.mark.xfail", "pytest.importorskip", "pytest.xfail", "unittest.skip")) or (
+            isinstance(node, ast.Call) and said.startswith("pytest.skip(") and "root" not in said
+        ):
+            yield f"{path}:{node.lineno}: a test that is not run"
+
+
 RULES: Final[tuple[Rule, ...]] = (
     no_package_host,
     nothing_unfinished,
@@ -111,6 +125,7 @@ RULES: Final[tuple[Rule, ...]] = (
     nothing_is_left_out,
     settings_are_read_in_one_place,
     tests_do_not_make_time_pass,
+    nothing_is_skipped,
 )
 
 

@@ -50,6 +50,8 @@ WRONG: list[tuple[rules.Rule, str, str]] = [
     (rules.settings_are_read_in_one_place, "services/gateway/src/hearth_gateway/a.py", "import os\nx = os.environ['A']"),
     (rules.settings_are_read_in_one_place, "services/gateway/src/hearth_gateway/a.py", "import os\nx = os.getenv('A')"),
     (rules.tests_do_not_make_time_pass, "kit/tests/test_a.py", "import time\ntime.sleep(2)"),
+    (rules.nothing_is_skipped, "kit/tests/test_a.py", "import pytest\n@pytest.mark.skip\ndef test(): ..."),
+    (rules.nothing_is_skipped, "kit/tests/test_a.py", "import pytest\npytest.skip('no time')"),
     (rules.large, "kit/src/hearth_kit/a.py", "x = 1\n" * 301),
     (rules.large, "kit/src/hearth_kit/a.py", "def f():\n" + "    x = 1\n" * 71),
 ]

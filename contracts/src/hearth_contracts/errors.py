@@ -1,8 +1,8 @@
 """Errors of the vocabulary itself.
 
-    ContractError
-    ├── InvalidName       a name that may not stand in a subject
-    └── UndecodableMessage  a message that is not what its subject promises
+ContractError
+├── InvalidName       a name that may not stand in a subject
+└── UndecodableMessage  a message that is not what its subject promises
 """
 
 from typing import ClassVar

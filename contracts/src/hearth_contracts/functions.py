@@ -26,13 +26,17 @@ class Strict(BaseModel):
 
 class Scale(Strict):
     min_warm: int = Field(default=0, ge=0, le=1000, description="Warm copies kept ready, whatever the demand.")
-    max: int = Field(default=20, ge=1, le=10_000, description="Calls of this function that may run at once on the whole platform.")
+    max: int = Field(
+        default=20, ge=1, le=10_000, description="Calls of this function that may run at once on the whole platform."
+    )
     idle_s: float = Field(default=300, ge=1, le=86_400, description="Seconds an idle copy stays warm.")
 
 
 class Retry(Strict):
     attempts: int = Field(default=1, ge=1, le=100, description="How often a call may run in all.")
-    backoff_s: tuple[float, ...] = Field(default=(1, 5, 30), max_length=20, description="Seconds to wait before each further attempt.")
+    backoff_s: tuple[float, ...] = Field(
+        default=(1, 5, 30), max_length=20, description="Seconds to wait before each further attempt."
+    )
 
     @field_validator("backoff_s")
     @classmethod

@@ -50,9 +50,7 @@ def for_service(service: str, instance: str) -> Permissions:
             publish.add(f"$KV.{use.bucket}.>")
     publish.update(_EXTRA_PUBLISH.get(service, ()))
     subscribe.update(_EXTRA_SUBSCRIBE.get(service, ()))
-    return Permissions(
-        publish=tuple(sorted(publish)), subscribe=tuple(sorted(subscribe)), responses=service in _ANSWERERS
-    )
+    return Permissions(publish=tuple(sorted(publish)), subscribe=tuple(sorted(subscribe)), responses=service in _ANSWERERS)
 
 
 def for_bootstrap() -> Permissions:

@@ -123,7 +123,9 @@ class Bus(Sender, Protocol):
         """
         ...
 
-    async def request(self, subject: str, body: bytes = b"", *, headers: Mapping[str, str] | None = None, timeout_s: float = 5.0) -> Message:
+    async def request(
+        self, subject: str, body: bytes = b"", *, headers: Mapping[str, str] | None = None, timeout_s: float = 5.0
+    ) -> Message:
         """Core request and reply. Raises `PublishTimeout`, or `StreamMissing` when nobody listens."""
         ...
 

@@ -1,13 +1,13 @@
 """What can go wrong between a service and the broker.
 
-    BusError
-    ├── NotConnected        the broker is away and the buffer is full
-    ├── PublishTimeout      no acknowledgement within the deadline
-    ├── PayloadTooLarge     headers and body pass the broker's maximum
-    ├── StreamFull          the stream or the subject's share of it is full
-    ├── StreamMissing       no stream takes this subject
-    ├── WrongLastSequence   somebody else wrote first
-    └── ApiError            the broker refused an administrative request
+BusError
+├── NotConnected        the broker is away and the buffer is full
+├── PublishTimeout      no acknowledgement within the deadline
+├── PayloadTooLarge     headers and body pass the broker's maximum
+├── StreamFull          the stream or the subject's share of it is full
+├── StreamMissing       no stream takes this subject
+├── WrongLastSequence   somebody else wrote first
+└── ApiError            the broker refused an administrative request
 """
 
 from typing import ClassVar

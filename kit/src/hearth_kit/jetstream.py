@@ -1,7 +1,7 @@
 """What the broker answers to questions: messages read back by direct get, and the administration of streams and consumers."""
 
 import asyncio
-import datetime
+import datetime as dt
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -206,5 +206,5 @@ def _stored(message: Message) -> Stored | None:
     if code:
         raise errors.ApiError(f"{code} {text}", api_code=code)
     headers = message.headers
-    at = datetime.datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp()
+    at = dt.datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp()
     return Stored(headers["Nats-Subject"], int(headers["Nats-Sequence"]), at, message)

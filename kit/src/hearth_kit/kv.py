@@ -70,9 +70,7 @@ class Bucket(Generic[V]):
     async def update(self, key: str, value: V, *, revision: int, ttl_s: int = 0) -> int:
         """Write only on top of `revision`; raises `WrongLastSequence`. A later write without `ttl_s` is permanent."""
         headers = {"Nats-TTL": f"{ttl_s}s"} if ttl_s else None
-        ack = await self._bus.publish(
-            self._subject(key), value.model_dump_json().encode(), expect_last=revision, headers=headers
-        )
+        ack = await self._bus.publish(self._subject(key), value.model_dump_json().encode(), expect_last=revision, headers=headers)
         return ack.sequence
 
     async def delete(self, key: str) -> None:

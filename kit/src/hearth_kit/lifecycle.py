@@ -138,7 +138,7 @@ def _problems(life: Life) -> dict[str, str]:
 
 
 def _check_version(version: str) -> None:
-    numbers = tuple(int(part) for part in version.split("-")[0].split(".")[:3] if part.isdigit())
+    numbers = tuple(int(part) for part in version.split("-", maxsplit=1)[0].split(".")[:3] if part.isdigit())
     if numbers < BROKER_VERSION_MIN:
         wanted = ".".join(map(str, BROKER_VERSION_MIN))
         raise BrokerTooOld(f"it is {version}, Hearth needs {wanted} or later: install a newer nats-server")
@@ -148,9 +148,7 @@ async def _presence(life: Life) -> None:
     subject = subjects.presence(life.presence.service, life.presence.instance)
     while True:
         now = life.presence.model_copy(update={"at": life.clock.now(), "ready": not life.problems, "notes": life.notes})
-        headers = contract_headers(
-            meta=now, contract="presence.v1", msg_id="", traceparent="", expect_last=None, headers=None
-        )
+        headers = contract_headers(meta=now, contract="presence.v1", msg_id="", traceparent="", expect_last=None, headers=None)
         with contextlib.suppress(BusError):
             life.bus.send(subject, headers=headers)
         await asyncio.sleep(PRESENCE_S)

@@ -109,7 +109,7 @@ class MemoryPump:
         self, bus: "MemoryBus", stream: str, consumer: str, handler: Handler, *, auto: bool, lost: Callable[[str], None] | None
     ) -> None:
         self._bus = bus
-        self._stream = stream
+        self.stream = stream
         self._consumer = consumer
         self._handler = handler
         self._auto = auto
@@ -128,7 +128,7 @@ class MemoryPump:
         """Deliver what there is, as far as it is asked for."""
         if self not in self._bus.broker.pumps:
             return
-        stream = self._bus.broker.streams.get(self._stream)
+        stream = self._bus.broker.streams.get(self.stream)
         consumer = stream.consumers.get(self._consumer) if stream is not None else None
         if consumer is None:
             if self._lost is not None and (self._auto or self._allowed):
@@ -142,7 +142,7 @@ class MemoryPump:
             self._deliver(*found)
 
     def _deliver(self, item: Item, delivered: int, pending: int) -> None:
-        reply = f"{ACK_PREFIX}{self._stream}.{self._consumer}.{delivered}.{item.sequence}.{item.sequence}.{int(item.at * 1e9)}.{pending}"
+        reply = f"{ACK_PREFIX}{self.stream}.{self._consumer}.{delivered}.{item.sequence}.{item.sequence}.{int(item.at * 1e9)}.{pending}"
         message = Message(item.subject, reply, _block(item.headers), item.body, self._bus)
         asyncio.get_running_loop().call_soon(self._run, message)
 
@@ -210,7 +210,7 @@ class MemoryBus:
 
     def _serve(self, stream: str) -> None:
         for pump in list(self.broker.pumps):
-            if pump._stream == stream:  # pyright: ignore[reportPrivateUsage]
+            if pump.stream == stream:
                 pump.serve()
 
     async def publish(

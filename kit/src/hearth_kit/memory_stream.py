@@ -121,9 +121,7 @@ class MemoryStream:
 
     def purge(self, subject: str, below_sequence: int) -> int:
         """All, or what matches; up to a sequence, where one is given."""
-        gone = [
-            item.sequence for item in self.matching(subject or ">") if not below_sequence or item.sequence < below_sequence
-        ]
+        gone = [item.sequence for item in self.matching(subject or ">") if not below_sequence or item.sequence < below_sequence]
         for sequence in gone:
             self.remove(sequence)
         return len(gone)

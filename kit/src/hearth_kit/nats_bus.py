@@ -299,9 +299,7 @@ def _publish_error(error: dict[str, Any]) -> errors.BusError:
 
 
 @contextlib.asynccontextmanager
-async def connect(
-    *, url: str, instance: str, user: str = "", password: str = "", wait_s: float = 30.0
-) -> AsyncIterator[NatsBus]:
+async def connect(*, url: str, instance: str, user: str = "", password: str = "", wait_s: float = 30.0) -> AsyncIterator[NatsBus]:
     """A connected bus, closed on leaving. Waits so long for the broker at first, and later reconnects without end."""
     wire = Wire()
     bus = NatsBus(wire=wire, instance=instance)
