@@ -404,6 +404,13 @@ class Dispatcher:
     def is_held(self, job: str) -> bool:
         return job in self.by_job or job in self._fleet.live
 
+    def forget(self, function: str, *, deleted: bool) -> None:
+        """Its versions are others now, or none."""
+        for key in [key for key, wants in self._wants.items() if wants.function == function]:
+            del self._wants[key]
+        if deleted:
+            self.queue.forget(function)
+
     async def drain(self, timeout_s: float) -> None:
         """Let what is being stored be stored, then give back what waits, at once rather than after its deadline."""
         await self._tasks.drain(timeout_s)

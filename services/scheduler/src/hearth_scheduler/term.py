@@ -107,6 +107,7 @@ class Term:
     # Beginning
 
     async def start(self) -> None:
+        self._fleet.listen_anew(self._clock.monotonic())
         missing = await provision.remake_memory(self._bus, replicas=self._settings.replicas)
         if missing:
             _log.warning("streams in memory were made: %s", ", ".join(missing))
@@ -149,7 +150,8 @@ class Term:
 
     def doubt(self) -> None:
         """Connected again, perhaps to a broker that has forgotten what it held in memory: nothing of it is settled now.
-        Finals may have been missed."""
+        Finals may have been missed, and reports."""
+        self._fleet.listen_anew(self._clock.monotonic())
         self.dispatcher.listening()
         self._lanes.doubtful = True
 
@@ -185,6 +187,7 @@ class Term:
 
     def function_changed(self, head: FunctionHead) -> None:
         self.feeds.changed(head)
+        self.dispatcher.forget(f"{head.tenant}.{head.function}", deleted=head.deleted)
 
     # Side tasks
 
@@ -201,7 +204,7 @@ class Term:
         self._remake = True
 
     async def _tick(self) -> None:
-        if not self.ours():
+        if not self.ours() or not self._bus.connected:
             return
         if self._remake:
             self._remake = False

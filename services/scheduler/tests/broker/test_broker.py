@@ -265,6 +265,34 @@ async def test_a_broker_that_restarts_has_its_memory_made_again(own_broker: Brok
         assert set((await world.records()).values()) == {1}
 
 
+async def test_an_outage_of_the_broker_buries_nobody(own_broker: Broker) -> None:
+    """Longer than an executor may be silent, longer than the lease lasts."""
+    async with contextlib.AsyncExitStack() as stack:
+        bus = await stack.enter_async_context(connect(url=own_broker.url, instance="test"))
+        await provision(bus)
+        world = World(bus, own_broker.url, stack)
+        await world.start()
+        scheduler = await stack.enter_async_context(world.scheduling(dead_after_s=1.5, suspect_after_s=1))
+        executor = await world.executor("one")
+        await world.joined(scheduler, 1)
+        await world.deploy("hello")
+        term = scheduler.term
+        executor.frozen = True  # it finds the broker again later than the scheduler does
+        own_broker.kill()
+        await until(lambda: scheduler.term is None, what="the lease has run out")
+        own_broker.start()
+        await until(lambda: scheduler.term is not None, what="it is active again")
+        assert scheduler.term is not term
+        told: list[Message] = []
+        await until(lambda: bus.connected)
+        await bus.subscribe(subjects.DEPTHS_ALL, told.append)
+        await until(lambda: len(told) >= 4, what="it has looked for the dead")
+        executor.frozen = False
+        executor.report()
+        await world.joined(scheduler, 1)
+        assert (await world.call("hello")).ending.executor == executor.id
+
+
 async def test_an_old_acknowledgement_settles_nothing_new(own_broker: Broker) -> None:
     """A call that waited when the broker died has the number of another one now: its cancel must not take that one away."""
     async with contextlib.AsyncExitStack() as stack:

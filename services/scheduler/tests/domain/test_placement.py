@@ -226,6 +226,14 @@ def test_the_dead_are_named_until_they_are_buried_and_not_believed_after() -> No
     assert fleet.tick(NOW + 30).dead == ()
 
 
+def test_silence_that_nobody_could_have_broken_does_not_count() -> None:
+    """The broker was away for longer than it takes to be dead."""
+    fleet = fleet_of(report("a"))
+    fleet.listen_anew(NOW + 60)
+    assert fleet.tick(NOW + 60.1).dead == ()
+    assert fleet.tick(NOW + 70).dead == ("a-00000000",)
+
+
 def test_the_sync_lanes_end_frees_what_no_executor_had_taken_in() -> None:
     fleet = fleet_of(report("a", slots=2, free=2))
     put(fleet, "j1", "a", sequence=7)

@@ -5,7 +5,7 @@ each never more than the truth: what the report says is free, less what was plac
 every dispatch whose end was not heard. The larger one counts. The same holds for the sandboxes of one function version.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -135,10 +135,6 @@ class Fleet:
 
     # Reading
 
-    def units_of(self, key: str) -> Iterable[Unit]:
-        units = self.units.get(key)
-        return units.values() if units is not None else ()
-
     def matching(self, needs: Needs) -> list[Executor]:
         """Who could run it at all, busy or not."""
         found = self._matching.get(needs)
@@ -153,10 +149,6 @@ class Fleet:
                 and all(executor.labels.get(key) == value for key, value in labels)
             ]
         return found
-
-    def is_open(self) -> bool:
-        """Whether anything at all could be placed."""
-        return any(executor.free > 0 or (executor.room > 0 and not executor.owed) for executor in self.executors.values())
 
     @property
     def open_slots(self) -> int:
@@ -370,6 +362,11 @@ class Fleet:
                 continue
             if unit.placed - unit.unseen > unit.assigned - unit.warm:
                 self.ended(job, own=False)
+
+    def listen_anew(self, now: float) -> None:
+        """Nobody could be heard for a while (the broker was away, or this scheduler was): their silence starts now."""
+        for executor in self.executors.values():
+            executor.heard_at = max(executor.heard_at, now)
 
     def bury(self, executor_id: str) -> None:
         """Given up for good. It comes back under another id."""
