@@ -47,6 +47,7 @@ def test_the_python_runtime_conforms(start, conformance_run, transcript):
     [
         ("hearth_calls.py", "LOG_BYTES_MAX = 1024 * 1024", "LOG_BYTES_MAX = 4096 * 1024", "flood"),
         ("hearth_supervisor.py", "if call.credit(kind, stream) < size:", "if False:", "slow-reader"),
+        ("hearth_supervisor.py", "if child.paused and call.stopping:", "if False:", "hang-unread"),
         ("hearth_supervisor.py", "if self._left_behind():", "if False:", "leftover"),
         ("hearth_supervisor.py", "not processes.empty(self._folders.emptied)", "False", "scratch"),
         ("hearth_supervisor.py", "call.grace_s, lambda: self._kill(child)", "call.grace_s, lambda: None", "hang-hard"),

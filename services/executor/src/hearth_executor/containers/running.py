@@ -41,6 +41,9 @@ class Running:
         self.job = job
         self.stopped: Reason | None = None
         """Why the call was told to stop."""
+        self.broken: BaseException | None = None
+        """What went wrong outside of the sandbox: the event could not be read, or the result not be stored."""
+        self.on_broken: Callable[[], None] = lambda: None
         self.truncated = False
         self.bytes_out = 0
         self.signal = 0
@@ -96,7 +99,8 @@ class Running:
         collected: bytes | None = body
         if self._collector is not None:
             self._data.put_nowait(None)
-            collected = await self._collector
+            await asyncio.wait([self._collector])
+            collected = None if self.broken is not None else self._collector.result()
         for queue in self._outputs.values():
             queue.put_nowait(None)
         if self._outputs:
@@ -137,6 +141,13 @@ class Running:
     def _begin_collecting(self) -> None:
         if self._collector is None:
             self._collector = asyncio.get_running_loop().create_task(self._collect(), name=f"hearth-result {self.job}")
+            self._collector.add_done_callback(self.watch)
+
+    def watch(self, task: "asyncio.Task[Any]") -> None:
+        """For tasks without which the call cannot go on: when one fails the function must not wait for ever."""
+        if not task.cancelled() and task.exception() is not None and self.broken is None:
+            self.broken = task.exception()
+            self.on_broken()
 
     async def _collect(self) -> bytes | None:
         """The whole body while it is small, else None once all of it has gone to the writer."""

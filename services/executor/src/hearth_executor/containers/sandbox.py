@@ -32,6 +32,12 @@ INLINE_EVENT_BYTES_MAX = 256 * 1024
 
 KIB, MIB = 1024, 1024 * 1024
 
+_WHY_STOPPED = {
+    Reason.TIMEOUT: "the call was stopped at its time limit",
+    Reason.CANCELLED: "the call was cancelled",
+    Reason.LOST: "its event could not be read, or its result not be stored",
+}
+
 
 async def boot(container: Container) -> "ContainerSandbox":
     """Connect to the supervisor in a started container and shake hands. Raises `LinkFailed`."""
@@ -155,6 +161,7 @@ class ContainerSandbox:
         self._numbers += 1
         running = Running(self._numbers, invocation.job, events, self._link, self._open_output)
         self._running[running.number] = running
+        running.on_broken = lambda: self._stop(running, Reason.LOST)
         self._meter.begin()
         feeder = self._begin(running, invocation)
         if self._load_log:
@@ -194,7 +201,9 @@ class ContainerSandbox:
         self._link.send(Kind.CALL, frames.with_meta(head, inline or b""), call=running.number)
         if inline is not None:
             return None
-        return asyncio.get_running_loop().create_task(self._feed(running, body), name=f"hearth-event {running.job}")
+        feeder = asyncio.get_running_loop().create_task(self._feed(running, body), name=f"hearth-event {running.job}")
+        feeder.add_done_callback(running.watch)
+        return feeder
 
     async def _feed(self, running: Running, body: "bytes | AsyncIterator[bytes]") -> None:
         try:
@@ -333,8 +342,9 @@ def _judge(finished: Finished, running: Running, kills: Kills) -> Finished:
     """The reason, by what is known for certain: what was done to the call, then what the kernel did, then what it said."""
     reason, message = finished.reason, finished.error_message
     if running.stopped is not None:
-        reason = running.stopped.value
-        message = "the call was stopped at its time limit" if running.stopped is Reason.TIMEOUT else "the call was cancelled"
+        reason, message = running.stopped.value, _WHY_STOPPED[running.stopped]
+        if running.broken is not None:
+            message = f"{message}: {running.broken}"[:1000]
     elif kills.memory:
         reason, message = Reason.OOM.value, "memory ran out"
     if kills.processes and reason in (Reason.ERROR.value, Reason.TIMEOUT.value):

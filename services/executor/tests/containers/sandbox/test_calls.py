@@ -357,6 +357,30 @@ def handle(event, context):
     assert float(heard.text()) > 0.3
 
 
+async def test_an_event_that_cannot_be_read_ends_the_call(load_function):
+    async def broken():
+        yield bytes(300_000)
+        raise OSError("gone")
+
+    function = await load_function("def handle(event, context): return len(event)")
+    finished = await function.call(broken(), size=1_000_000, timeout_s=None, content_type="application/octet-stream")
+    assert finished.reason == "lost"
+    assert "gone" in finished.error_message
+    assert (await function.call(b"[1]")).result == b"1"
+
+
+async def test_a_result_that_cannot_be_stored_ends_the_call(load_function, make_heard):
+    class Full(make_heard):
+        async def write(self, chunk: bytes) -> None:
+            raise OSError("full")
+
+    function = await load_function("def handle(event, context):\n    while event: yield bytes(60000)\n    yield 'fine'")
+    finished = await function.call(b"1", timeout_s=None, heard=Full())
+    assert finished.reason == "lost"
+    assert "full" in finished.error_message
+    assert (await function.call()).result == b"fine"
+
+
 async def test_an_http_response_has_status_headers_and_body(load_function):
     source = """
 def handle(event, context):

@@ -1,0 +1,3 @@
+def handle(event, context):
+    while True:
+        yield "x" * 60_000
