@@ -363,7 +363,7 @@ class World:
         finally:
             if process.poll() is None:
                 process.terminate()
-            process.wait(15)
+                assert process.wait(15) == 0
 
     async def joined(self, scheduler: Scheduler, count: int) -> None:
         """All executors can be given work."""
