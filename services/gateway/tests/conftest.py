@@ -4,8 +4,7 @@ import asyncio
 import contextlib
 import json
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,14 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from platform_double import PlatformDouble, running
+from eventually import until
+from platform_double import SOURCE, PlatformDouble, running
 
 from hearth_gateway.app import gateway as gateway_of
 from hearth_gateway.config import Settings
 from hearth_kit import lifecycle
 from hearth_kit.nats_bus import NatsBus
 from hearth_kit.pytest_plugin import Broker
-
-SOURCE = "def handle(event, context):\n    return event\n"
 
 
 @dataclass
@@ -104,19 +102,6 @@ async def started(broker: Broker, bus: NatsBus, folder: Path, **settings: Any) -
 async def ready(made: Gateway) -> bool:
     _, body, _ = await made.call("GET", "/readyz", key="-")
     return body.get("status") == "ready" and not body.get("warnings")
-
-
-async def until(met: Callable[[], Any], timeout_s: float = 15.0) -> Any:
-    """Wait for a condition, plain or awaitable; its value."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        value = met()
-        if isinstance(value, Awaitable):
-            value = await value
-        if value:
-            return value
-        assert time.monotonic() < deadline, "it did not come to pass"
-        await asyncio.sleep(0.02)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from conftest import SOURCE
+from platform_double import SOURCE
 
 pytestmark = pytest.mark.broker
 

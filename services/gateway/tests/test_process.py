@@ -9,8 +9,8 @@ import sys
 
 import aiohttp
 import pytest
-from conftest import SOURCE, until
-from platform_double import Outcome, PlatformDouble, running
+from eventually import until
+from platform_double import SOURCE, Outcome, PlatformDouble, running
 
 from hearth_contracts import permissions
 from hearth_contracts.calls import Failure

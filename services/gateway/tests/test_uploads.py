@@ -12,7 +12,7 @@ import zlib
 
 import aiohttp
 import pytest
-from conftest import SOURCE
+from platform_double import SOURCE
 
 from hearth_gateway.errors import GatewayError
 from hearth_gateway.functions import bundle
