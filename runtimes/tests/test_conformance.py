@@ -101,7 +101,6 @@ def check_keyed(process, conformance_client, key, forge):
     if forge:
         client._codes[0] += 1
     client.send(conformance_client.LOAD, b'{"isolation": "process"}')
-    client.send(conformance_client.CREDIT, b"\0\0\0\0\0")
     if forge:
         assert client.receive(10) is None
         process.stdin.close()
