@@ -95,6 +95,14 @@ async def test_a_publish_into_an_outage_ends_at_its_deadline(bus, own_broker):
     assert 0.4 < time.monotonic() - began < 2
 
 
+async def test_a_bus_whose_broker_is_away_ends_cleanly(own_broker):
+    async with nats_bus.connect(url=own_broker.url, instance="test") as bus:
+        own_broker.kill()
+        await until(lambda: not bus.connected)
+        bus.send("core.x", b"never sent")
+    assert bus.closed.is_set()
+
+
 async def test_an_outage_cannot_fill_the_memory(bus, own_broker):
     own_broker.kill()
     await until(lambda: not bus.connected)

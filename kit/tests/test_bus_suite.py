@@ -601,6 +601,24 @@ async def test_a_mirror_read_again_drops_what_is_gone_and_keeps_what_is_new(worl
     assert (await mirror.fresh("b")).prefix == "b"
 
 
+async def test_a_key_written_anew_while_a_mirror_reads_is_not_dropped(world, monkeypatch):
+    bucket = Bucket(world.bus, streams.KEYS, ApiKey)
+    await bucket.put("a", key("old"))
+    mirror = await bucket.mirror()
+    await world.bus.purge("KV_KEYS")
+    read = world.bus.get_last_each
+
+    async def read_and_then_it_is_written(stream, subjects):
+        found = await read(stream, subjects)
+        await bucket.put("a", key("new"))
+        await world.until(lambda: mirror.get("a").prefix == "new")
+        return found
+
+    monkeypatch.setattr(world.bus, "get_last_each", read_and_then_it_is_written)
+    await mirror.reload()
+    assert mirror.get("a").prefix == "new"
+
+
 async def test_an_object_is_whole_or_missing(world):
     objects = Objects(world.bus)
     data = bytes(range(256)) * 2048 + b"end"  # two chunks and a bit
