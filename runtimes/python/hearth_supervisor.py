@@ -413,11 +413,11 @@ class Supervisor:
         call = child.call
         if child.ended is None or call is None:
             return
+        while not child.paused and child.call is call and self._read_child(child):
+            pass
         if child.paused and call.stopping:
             self._close(child)  # nobody waits for the rest, and credit for it may never come
             child.paused = False
-        while not child.paused and child.call is call and self._read_child(child):
-            pass
         if not child.paused and child.call is call and call.final is None:
             self._answer(call, failure(call, "Exited", f"the process {ending(child.ended[0])}", child.ended))
 
