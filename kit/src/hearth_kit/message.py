@@ -32,27 +32,27 @@ _LINE: Final = b"NATS/1.0\r\n"
 
 def encode_headers(headers: Mapping[str, str]) -> bytes:
     """Header block. Values hold no line breaks: ids are ours, metas are JSON, and the rest is checked here."""
-    parts = [_LINE]
-    for key, value in headers.items():
-        line = f"{key}: {value}"
-        if "\r" in line or "\n" in line:
-            raise ValueError(f"a line break in header {key!r}")
-        parts.append(line.encode() + b"\r\n")
-    parts.append(b"\r\n")
-    return b"".join(parts)
+    lines = [f"{key}: {value}" for key, value in headers.items()]
+    text = "".join(lines)
+    if "\r" in text or "\n" in text:
+        broken = next(line for line in lines if "\r" in line or "\n" in line)
+        raise ValueError(f"a line break in header {broken[:80]!r}")
+    return ("\r\n".join(("NATS/1.0", *lines)) + "\r\n\r\n").encode()
 
 
 def decode_headers(block: bytes) -> dict[str, str]:
     headers: dict[str, str] = {}
-    for line in block.split(b"\r\n")[1:]:
-        key, colon, value = line.partition(b":")
+    for line in block.decode("utf-8", "replace").split("\r\n")[1:]:
+        key, colon, value = line.partition(":")
         if colon:
-            headers[key.decode("utf-8", "replace").strip()] = value.decode("utf-8", "replace").strip()
+            headers[key] = value.strip()
     return headers
 
 
 def inline_status(block: bytes) -> tuple[int, str]:
     """The broker's own status line (`NATS/1.0 408 Request Timeout`), or (0, "") for an ordinary message."""
+    if block.startswith(_LINE):
+        return 0, ""
     first = block[len(_LINE) - 2 : block.find(b"\r\n")].strip()
     if not first:
         return 0, ""

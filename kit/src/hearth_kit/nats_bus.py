@@ -248,7 +248,7 @@ class NatsBus(JetStream):
             )
         )
         message = await self._ask(subject, body, block, timeout_s, retry=True)
-        answer = json.loads(message.body)
+        answer = json.loads(message.body.decode())
         error = answer.get("error")
         if error is None:
             return Ack(answer["stream"], answer["seq"], answer.get("duplicate", False))
