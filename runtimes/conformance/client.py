@@ -134,10 +134,9 @@ class Client:
             if stop_at is not None and time.monotonic() >= stop_at:
                 self.send(STOP, json.dumps({"grace_ms": int(grace_s * 1000)}).encode(), number)
                 stop_at = None
-            until_stop = None if stop_at is None or self._buffer else max(0.0, stop_at - time.monotonic())
-            if until_stop is not None and not select.select([self._in], [], [], until_stop)[0]:
+            if stop_at is not None and not self._comes_within(max(0.0, stop_at - time.monotonic())):
                 continue
-            if slow_s and self._owed and not select.select([self._in], [], [], slow_s)[0]:
+            if slow_s and self._owed and not self._comes_within(slow_s):
                 self._pay_all()
             kind, flags, stream, call, payload = self._next(timeout_s)
             if kind == SETTLED:
@@ -165,6 +164,14 @@ class Client:
         if frame is None:
             raise Broken("the link was closed")
         return frame
+
+    def _comes_within(self, seconds):
+        """Whether there is a frame, or some of one, to be had."""
+        if len(self._buffer) >= HEADER.size:
+            (size,) = struct.unpack_from(">I", self._buffer)
+            if len(self._buffer) >= HEADER.size + size + (16 if self._key is not None else 0):
+                return True
+        return bool(select.select([self._in], [], [], seconds)[0])
 
     def _send_data(self, kind, call, data, answer):
         channel = (call, kind)
