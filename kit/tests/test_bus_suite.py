@@ -1,6 +1,7 @@
 """What every bus does. Each test runs on `MemoryBus` and on the real broker: services are tested on the first and run on
 the second."""
 
+import asyncio
 import secrets
 
 import pytest
@@ -19,6 +20,8 @@ from hearth_kit.kv import Bucket
 from hearth_kit.message import Message
 from hearth_kit.objects import ObjectMissing, Objects, ObjectTooLarge
 from hearth_kit.registry import Registry
+
+from .conftest import DEADLINE_S
 
 JOB = subjects.job("acme", "resize")
 OTHER = subjects.job("acme", "other")
@@ -599,6 +602,32 @@ async def test_a_mirror_read_again_drops_what_is_gone_and_keeps_what_is_new(worl
     assert sorted(name for name, _ in mirror.items()) == ["b", "c"]
     assert await mirror.fresh("a") is None
     assert (await mirror.fresh("b")).prefix == "b"
+
+
+@pytest.mark.parametrize("what", ["a mirror", "the registry"])
+async def test_a_write_that_is_heard_before_it_is_stored_is_found(world, monkeypatch, what):
+    """The broker tells subscribers first: the look that follows may come too early."""
+    if what == "a mirror":
+        mirror = await Bucket(world.bus, streams.FUNCTIONS, FunctionHead).mirror()
+    else:
+        mirror = Registry(world.bus)
+        await mirror.start()
+    get_last = world.bus.get_last
+    early = 2
+
+    async def too_early(stream, subject):
+        nonlocal early
+        if early:
+            early -= 1
+            return None
+        return await get_last(stream, subject)
+
+    monkeypatch.setattr(world.bus, "get_last", too_early)
+    await Bucket(await world.another(), streams.FUNCTIONS, FunctionHead).put("acme.resize", head_of(7))
+    async with asyncio.timeout(DEADLINE_S):
+        while (mirror.get("acme.resize") if what == "a mirror" else mirror.head("acme", "resize")) is None:
+            await asyncio.sleep(0.005)
+    assert early == 0
 
 
 async def test_a_key_written_anew_while_a_mirror_reads_is_not_dropped(world, monkeypatch):

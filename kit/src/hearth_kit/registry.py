@@ -9,7 +9,7 @@ from hearth_contracts import functions, streams
 from hearth_contracts.functions import FunctionHead, FunctionVersion
 from hearth_kit.background import Background
 from hearth_kit.bus import Bus, Stored, Subscription
-from hearth_kit.kv import gone
+from hearth_kit.kv import gone, looks
 from hearth_kit.message import Message
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,12 @@ class Registry:
 
     def _heard(self, message: Message) -> None:
         # A subscriber also hears a write that the stream refused: what is heard is only a reason to look.
-        self._looks.start(self._look(message.subject.removeprefix(_PREFIX)))
+        self._looks.start(self._look_for(message))
+
+    async def _look_for(self, heard: Message) -> None:
+        async for stored in looks(self._bus, streams.FUNCTIONS.name, heard):
+            if stored is not None:
+                self._take(stored)
 
     async def _look(self, key: str) -> None:
         stored = await self._bus.get_last(streams.FUNCTIONS.name, _PREFIX + key)

@@ -17,6 +17,8 @@ from hearth_kit.tracing import parse
 
 #: A wake-up that was lost (a reconnect) is made good by looking again after this.
 RECHECK_S: Final = 5.0
+#: What was heard is in its stream by then, but for a broker in trouble.
+STORED_WITHIN_S: Final = 0.05
 ARCHIVE_S_MAX: Final = 10.0
 
 
@@ -42,6 +44,7 @@ class Watch:
         self._watched = watched
         self._among = among
         self._event = asyncio.Event()
+        self._later: asyncio.TimerHandle | None = None
         self._subscriptions: list[Subscription] = []
 
     async def __aenter__(self) -> Self:
@@ -52,11 +55,20 @@ class Watch:
 
     async def __aexit__(self, *_: object) -> None:
         self._among.discard(self)
+        if self._later is not None:
+            self._later.cancel()
         for subscription in self._subscriptions:
             with contextlib.suppress(Exception):  # the connection may be gone, and the subscription with it
                 await subscription.stop()
 
     def _wake(self, _: Message) -> None:
+        self._event.set()
+        # Subscribers hear a message before its stream has it: who looks at once may find nothing, so look once more.
+        if self._later is None:
+            self._later = asyncio.get_running_loop().call_later(STORED_WITHIN_S, self._wake_later)
+
+    def _wake_later(self) -> None:
+        self._later = None
         self._event.set()
 
     def wake(self, _: Any = None) -> None:
