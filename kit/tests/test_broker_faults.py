@@ -173,6 +173,20 @@ async def test_a_connection_made_anew_brings_no_more_than_was_granted(bus):
     await until(lambda: len({message.body for message in inbox}) == 13)
 
 
+async def test_more_grants_than_the_broker_lets_wait_are_all_served(bus):
+    """It keeps 512 requests of a consumer waiting, and forgets more without a word: fewer are made."""
+    inbox = []
+    await bus.ensure_consumer(ConsumerSpec("JOBS", "w"))
+    puller = await bus.pull("JOBS", "w", lambda message: (inbox.append(message), message.ack()), auto=False)
+    for _ in range(700):
+        puller.grant(1)
+    await bus.stream_info("JOBS")  # a round trip: the refusals are here
+    await asyncio.gather(*(bus.publish(JOB, str(number).encode(), msg_id=f"g{number}") for number in range(720)))
+    await until(lambda: len(inbox) == 700)
+    await bus.stream_info("JOBS")
+    assert (len(inbox), puller.granted, puller.rebinds) == (700, 0, 0)
+
+
 async def test_a_lost_pull_is_asked_for_again_and_counted(bus, monkeypatch):
     """A consumer with work whose request is gone: nothing would ever come, and nothing would say so."""
     monkeypatch.setattr(pump, "HEARTBEAT_S", 0.2)

@@ -21,7 +21,10 @@ _log = logging.getLogger(__name__)
 #: A request that nobody serves ends at the broker after this, and is made again.
 EXPIRES_S: Final = 30.0
 #: While a request waits, the broker says so this often; silence of twice that means it is gone.
-HEARTBEAT_S: Final = 2.0
+HEARTBEAT_S: Final = 4.0
+#: Requests of one pump that wait at once; what is granted beyond is asked for as one when the next is served. The broker
+#: keeps 512 of a consumer and forgets more without a word.
+REQUESTS_MAX: Final = 64
 #: After an error (no such consumer, no leader) the next request waits this long.
 RETRY_S: Final = 0.25
 
@@ -105,7 +108,7 @@ class PullPump:
         outstanding = sum(self._asked.values())
         # In auto mode half a batch may run out before the next request; granted messages are asked for at once.
         missing = self._allowed - outstanding
-        if missing <= 0 or (self._auto and outstanding > self._batch // 2):
+        if missing <= 0 or (self._auto and outstanding > self._batch // 2) or len(self._asked) >= REQUESTS_MAX:
             return
         self._number += 1
         self._asked[self._number] = missing
@@ -131,10 +134,9 @@ class PullPump:
             message.nak()
             return
         self._served()
-        if self._auto:
-            self._arm()
-        else:
+        if not self._auto:
             self._allowed -= 1
+        self._arm()
         self._handler(message)
 
     def _served(self) -> None:
