@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.support.platform import Platform, client, started
 
 from hearth_contracts import names, subjects
 from hearth_contracts.calls import Body, Ending, Record
 from hearth_contracts.enums import Lane, State
 from hearth_kit.nats_bus import connect
-from tests.support.platform import Platform, client, started
 
 pytestmark = [pytest.mark.platform, pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(900)]
 

@@ -21,13 +21,9 @@ async def ask(admin, *, prompt: str = "hello", **words) -> tuple[str, asyncio.Fu
         "model": "tiny:1b", **words,
     })  # fmt: skip
     answered = asyncio.get_running_loop().create_future()
-    await admin.subscribe(
-        subjects.ai_tokens(request.asker, request.request), lambda m: answered.done() or answered.set_result(m)
-    )
+    await admin.subscribe(subjects.ai_tokens(request.asker, request.request), lambda m: answered.done() or answered.set_result(m))
     body = json.dumps({"messages": [{"role": "user", "content": prompt}]}).encode()
-    await admin.publish(
-        subjects.ai_request(request.model), body, meta=request, contract="ai-request.v1", msg_id=request.request
-    )
+    await admin.publish(subjects.ai_request(request.model), body, meta=request, contract="ai-request.v1", msg_id=request.request)
     return request.request, answered
 
 
@@ -114,9 +110,7 @@ async def test_two_hundred_at_once_are_each_answered_once(admin, proxy):
     assert info.messages == 200
 
 
-@pytest.mark.parametrize(
-    ("host", "error"), [("", NoModelServer), ("http://10.0.0.5:11434", NotOffered)], ids=["empty", "set"]
-)
+@pytest.mark.parametrize(("host", "error"), [("", NoModelServer), ("http://10.0.0.5:11434", NotOffered)], ids=["empty", "set"])
 def test_what_is_refused_depends_on_the_setting(host, error):
     assert isinstance(answer.refusal(host), error)
     assert "HEARTH_OLLAMA_HOST" in str(answer.refusal(host))

@@ -47,9 +47,7 @@ async def everything(index: Index, limit: int = 7, **words) -> list[str]:
 
 async def test_pages_by_function_state_and_time_hold_everything_once_newest_first(index):
     await index.add([segment_of(range(1, 101)), segment_of(range(101, 201))])
-    rows = sorted(
-        ((float(n // 3), f"{'hello' if n % 2 else 'other'}-{n:026d}", n) for n in range(1, 201)), reverse=True
-    )
+    rows = sorted(((float(n // 3), f"{'hello' if n % 2 else 'other'}-{n:026d}", n) for n in range(1, 201)), reverse=True)
 
     assert await everything(index) == [job for _, job, _ in rows]
     assert await everything(index, function="hello") == [job for _, job, n in rows if n % 2]

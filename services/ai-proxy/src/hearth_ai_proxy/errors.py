@@ -1,8 +1,8 @@
 """What the ai-proxy tells those whose request it cannot serve.
 
-    AiProxyError
-    ├── NoModelServer   none is configured
-    └── NotOffered      one is configured, and this release does not speak to it yet
+AiProxyError
+├── NoModelServer   none is configured
+└── NotOffered      one is configured, and this release does not speak to it yet
 """
 
 from typing import ClassVar

@@ -71,9 +71,7 @@ class CallLog:
         for start in range(0, len(data), PIECE_BYTES_MAX):
             meta = LogChunk(job=self._job, attempt=self._attempt, stream=stream, number=self._number, at=self._clock.now())
             self._number += 1
-            headers = contract_headers(
-                meta=meta, contract="log.v1", msg_id="", traceparent="", expect_last=None, headers=None
-            )
+            headers = contract_headers(meta=meta, contract="log.v1", msg_id="", traceparent="", expect_last=None, headers=None)
             try:
                 self._bus.send(self._subject, data[start : start + PIECE_BYTES_MAX], headers=headers)
             except BusError:

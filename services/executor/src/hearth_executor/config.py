@@ -26,11 +26,14 @@ class Settings(ServiceSettings):
     slots: int = Field(0, ge=0, le=4096, description="Calls that run at once; 0: twice the processors, at least 8.")
     labels: str = Field("", description="What functions may ask for in `placement`, such as zone=edge,disk=fast.")
     heartbeat_s: float = Field(
-        10, gt=0, le=3600,
+        10,
+        gt=0,
+        le=3600,
         description="Seconds between signs that a run is still in hand; below a third of the broker's ack wait.",
     )
     silence_s_max: float = Field(
-        8, gt=0,
+        8,
+        gt=0,
         description="Seconds without a sign of the broker after which this executor asks whether it still counts, before it "
         "speaks; below the scheduler's own limit of 10.",
     )

@@ -57,7 +57,5 @@ class Handlers:
 def _answer(message: Message, done: ControlDone) -> None:
     message.respond(
         b"",
-        contract_headers(
-            meta=done, contract="control-done.v1", msg_id="", traceparent="", expect_last=None, headers=None
-        ),
+        contract_headers(meta=done, contract="control-done.v1", msg_id="", traceparent="", expect_last=None, headers=None),
     )

@@ -202,7 +202,9 @@ def impatient(monkeypatch):
 
 
 @pytest.mark.docker
-async def test_a_hung_engine_stops_nothing_that_is_warm_and_leaks_nothing(own_engine, impatient, start_backend, one_file, platform):
+async def test_a_hung_engine_stops_nothing_that_is_warm_and_leaks_nothing(
+    own_engine, impatient, start_backend, one_file, platform
+):
     """PROMISES 58: the breaker opens, what needs a new container is handed back, and afterwards every container counts."""
     async with start_backend(engine_url=own_engine.url, generic={"python/128": 1}) as backend:
         warm = one_file(ECHO)
@@ -243,7 +245,9 @@ async def test_a_hung_engine_stops_nothing_that_is_warm_and_leaks_nothing(own_en
 
 
 @pytest.mark.docker
-async def test_a_killed_engine_takes_its_containers_along_and_the_pool_starts_anew(own_engine, impatient, start_backend, one_file, platform):
+async def test_a_killed_engine_takes_its_containers_along_and_the_pool_starts_anew(
+    own_engine, impatient, start_backend, one_file, platform
+):
     async with start_backend(engine_url=own_engine.url, generic={"python/128": 1}) as backend:
         echo = one_file(ECHO)
         assert (await echo.once(backend)).reason is None
@@ -286,7 +290,9 @@ def test_containers_of_a_killed_executor_go_with_its_next_life(built_image, api,
     started = []
 
     def start(name: str, boot: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen([sys.executable, str(script), name, boot], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, str(script), name, boot], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         started.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

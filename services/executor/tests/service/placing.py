@@ -130,9 +130,7 @@ class Running:
     async def outcome(self, call: Call, within_s: float = 10.0) -> tuple[Outcome, bytes]:
         sync = call.lane is Lane.SYNC
         subject = subjects.outcome(TENANT, call.function, call.job, sync=sync)
-        stored = await until(
-            lambda: self.bus.get_last("OUTCOMES_SYNC" if sync else "OUTCOMES", subject), within_s=within_s
-        )
+        stored = await until(lambda: self.bus.get_last("OUTCOMES_SYNC" if sync else "OUTCOMES", subject), within_s=within_s)
         return stored.message.meta(Outcome), stored.message.body
 
     async def left(self, stream: str) -> int:

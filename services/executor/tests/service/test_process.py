@@ -198,7 +198,9 @@ async def test_a_stop_hands_back_a_long_call_and_a_cancel_leaves_no_process(proc
 @pytest.mark.parametrize(
     ("failpoint", "replied", "recorded"),
     [
-        ("exec.after_accept", False, False), ("exec.after_exit", False, False), ("exec.after_reply", True, False),
+        ("exec.after_accept", False, False),
+        ("exec.after_exit", False, False),
+        ("exec.after_reply", True, False),
         ("exec.before_ack", True, True),
     ],
 )

@@ -1,11 +1,11 @@
 """What can go wrong in the persister, as one small tree.
 
-    PersisterError
-    ├── StoreError          a store would not take or give something: its line backs off, the others go on
-    │   ├── ObjectCorrupt   bytes are not those that were announced
-    │   └── KeyMissing      the store holds nothing under this key
-    ├── Overtaken           another persister wrote this part of the chain first
-    └── SegmentCorrupt      a segment is not what was written
+PersisterError
+├── StoreError          a store would not take or give something: its line backs off, the others go on
+│   ├── ObjectCorrupt   bytes are not those that were announced
+│   └── KeyMissing      the store holds nothing under this key
+├── Overtaken           another persister wrote this part of the chain first
+└── SegmentCorrupt      a segment is not what was written
 """
 
 from typing import ClassVar

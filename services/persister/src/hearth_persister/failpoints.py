@@ -1,8 +1,8 @@
 """Steps at which a test may have the process die. Off unless `HEARTH_FAILPOINT` names one.
 
-    persist.after_put          a segment is durable in a store, and neither indexed nor acknowledged
-    persist.between_stores     the first store has a segment, the others have not begun to write theirs
-    persist.before_link        a segment is encoded, nothing of it is in the store
+persist.after_put          a segment is durable in a store, and neither indexed nor acknowledged
+persist.between_stores     the first store has a segment, the others have not begun to write theirs
+persist.before_link        a segment is encoded, nothing of it is in the store
 """
 
 import asyncio

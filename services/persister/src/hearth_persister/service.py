@@ -98,9 +98,7 @@ class Line:
 
     async def ensure_consumer(self) -> None:
         """Made before the store is even tried: what it has not settled stays in the broker."""
-        await self._bus.ensure_consumer(
-            ConsumerSpec(RECORDS, self.consumer, ack_wait_s=self._settings.ack_wait_s, ack_all=True)
-        )
+        await self._bus.ensure_consumer(ConsumerSpec(RECORDS, self.consumer, ack_wait_s=self._settings.ack_wait_s, ack_all=True))
 
     # Life
 

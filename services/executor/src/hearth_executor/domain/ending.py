@@ -54,9 +54,7 @@ def reason_of(finished: ports.Finished) -> Reason | None:
     return Reason(finished.reason)
 
 
-def of_finished(
-    run: Run, finished: ports.Finished, *, executor: str, result: Body, start: Start, timings: Timings
-) -> Ending:
+def of_finished(run: Run, finished: ports.Finished, *, executor: str, result: Body, start: Start, timings: Timings) -> Ending:
     """What the sandbox said, as an ending."""
     reason = reason_of(finished)
     cost = finished.usage

@@ -1,9 +1,9 @@
 """Keys in a store. Ours only: every part is validated here, and nothing a person sends reaches a key unseen.
 
-    segments/<epoch>/<sequence / 10,000>/<first sequence>.seg      small records, in the order of the stream
-    objects/<tenant>/<function>/<day>/<job>.<part>                 large inputs, results and logs
-    undecodable/<epoch>/<sequence>.msg                             what came as a record and is none
-    unreadable/<epoch>/<first sequence>.<hash>.seg                 a last segment that was damaged, put aside
+segments/<epoch>/<sequence / 10,000>/<first sequence>.seg      small records, in the order of the stream
+objects/<tenant>/<function>/<day>/<job>.<part>                 large inputs, results and logs
+undecodable/<epoch>/<sequence>.msg                             what came as a record and is none
+unreadable/<epoch>/<first sequence>.<hash>.seg                 a last segment that was damaged, put aside
 """
 
 import datetime as dt

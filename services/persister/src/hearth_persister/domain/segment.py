@@ -101,9 +101,7 @@ class Piece:
     body: bytes
 
 
-def encode(
-    *, epoch: str, first: int, last: int, entries: Sequence[Entry], bodies: Mapping[int, Sequence[StoredBody]]
-) -> Encoded:
+def encode(*, epoch: str, first: int, last: int, entries: Sequence[Entry], bodies: Mapping[int, Sequence[StoredBody]]) -> Encoded:
     """The bytes of a segment. `bodies`: where the large bodies of a sequence lie."""
     parts = [MAGIC]
     position = len(MAGIC)
@@ -129,9 +127,7 @@ def encode(
         pending_bytes += _ENTRY.size + len(entry.meta) + len(entry.body)
     if pending:
         seal()
-    rows = [
-        _as_list(entry, place, bodies.get(entry.sequence, ())) for entry, place in zip(entries, places, strict=True)
-    ]
+    rows = [_as_list(entry, place, bodies.get(entry.sequence, ())) for entry, place in zip(entries, places, strict=True)]
     plain = {"epoch": epoch, "first": first, "last": last, "blocks": blocks, "columns": _COLUMNS, "records": rows}
     directory = zlib.compress(to_json(plain), _LEVEL)
     parts.append(directory)
