@@ -316,7 +316,8 @@ async def _open(wire: Wire, bus: NatsBus, *, url: str, user: str, password: str,
 
     async def on_error(error: Exception) -> None:
         nonlocal last
-        last = str(error) or type(error).__name__
+        if not (isinstance(error, OSError) and last.startswith("nats:")):  # the broker's own words say more than a reset
+            last = str(error) or type(error).__name__
         if wire.is_connected:  # refusals: this user may not do that
             _log.warning("broker: %s", error)
 
