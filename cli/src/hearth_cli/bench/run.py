@@ -1,5 +1,6 @@
 """Runs the rows and prints them: one table for people, the same as JSON for machines."""
 
+import io
 import json
 import platform
 import sys
@@ -54,7 +55,7 @@ def table(measured: Sequence[Row]) -> str:
         view.add_row(row.what, row.value, row.budget, "met" if row.ok else "MISSED", row.earlier)
         if row.note:
             view.add_row(f"  [dim]{row.note}[/dim]", "", "", "", "")
-    console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=150, record=True, file=io.StringIO())
     console.print(view)
     return console.export_text(styles=sys.stdout.isatty())
 
