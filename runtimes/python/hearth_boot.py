@@ -35,6 +35,7 @@ def main(argv, libc):
     folders = Folders(argv[1] if mode == "fd" else "")
     # Orphans come to the supervisor, whatever the container's first process is: none can slip out of its sight.
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _work_in_batches()
     if mode == "stdio":
         link_in, link_out = _take_stdio()
     elif mode == "fd":
@@ -50,6 +51,14 @@ def main(argv, libc):
     if mode == "fast":
         link_in = link_out = _connect(rest)
     hearth_supervisor.Supervisor(link_in, link_out, zygote, folders, keyed=mode == "stdio").run()
+
+
+def _work_in_batches():
+    """On a busy machine, wait for a core instead of pushing a service aside in the middle of its work."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    except OSError:  # forbidden here: slower, and no more than that
+        return
 
 
 def _take_stdio():

@@ -1,6 +1,7 @@
 """Services talk only through the broker: read off their open sockets while they work."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,15 @@ def connections(pid: int) -> tuple[set[tuple[str, int]], set[int]]:
             ip = ".".join(str(byte) for byte in reversed(bytes.fromhex(address)))
             peers.add((ip, int(port, 16)))
     return peers, listening
+
+
+async def test_every_process_waits_its_turn(hearth: Client) -> None:
+    """Broker, services, and what runs in the sandboxes: none pushes another off its core in the middle of its work."""
+    policy = "import os\ndef handle(event, context):\n    return os.sched_getscheduler(0)\n"
+    await hearth.deploy("policy", policy)
+    assert (await hearth.invoke("policy")).json == os.SCHED_BATCH
+    policies = {one["name"]: os.sched_getscheduler(one["pid"]) for one in hearth.platform.status()["processes"]}
+    assert policies == dict.fromkeys(policies, os.SCHED_BATCH)
 
 
 async def test_each_service_has_the_broker_for_its_only_peer(hearth: Client) -> None:

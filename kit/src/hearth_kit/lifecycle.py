@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from hearth_contracts import subjects
 from hearth_contracts.fleet import Presence
-from hearth_kit import health, logs
+from hearth_kit import batches, health, logs
 from hearth_kit.bus import contract_headers
 from hearth_kit.clock import Clock, SystemClock
 from hearth_kit.errors import BusError
@@ -45,6 +45,8 @@ PRESENCE_S: Final = 1.0
 #: Objects made between two young collections: a call makes a few hundred that die at once, by their own counts.
 GC_ALLOCATIONS: Final = 20_000
 FLUSH_S: Final = 0.5
+#: Until the broker is reached, a stop is said again this often.
+STOP_AGAIN_S: Final = 0.2
 
 S = TypeVar("S", bound=ServiceSettings)
 
@@ -102,6 +104,7 @@ async def running(settings: ServiceSettings, *, service: str, with_health: bool 
         stopping.set()
         if waiting:
             this.cancel()  # there is nothing to drain: the broker was never reached
+            loop.call_later(STOP_AGAIN_S, stop)  # the client library swallows a cancellation at some points
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
@@ -115,7 +118,8 @@ async def running(settings: ServiceSettings, *, service: str, with_health: bool 
             if stopping.is_set():
                 raise SystemExit(0) from None
             raise
-        waiting = False
+        finally:
+            waiting = False
         _check_version(bus.server_version)
         exporter = Exporter(settings.otlp_endpoint) if settings.otlp_endpoint else None
         tracer = Tracer(
@@ -180,6 +184,7 @@ def main(serve: Callable[[S], Coroutine[Any, Any, None]], settings: type[S]) -> 
         for problem in error.errors(include_url=False):
             print(f"settings: {_variable(problem['loc'])}{problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         raise SystemExit(2) from None
+    batches.work_in_batches()
     try:
         uvloop.run(serve(chosen))
     except Exception as error:

@@ -8,6 +8,7 @@ and `tests/test_wire.py` fails when these insides move.
 
 import asyncio
 import contextlib
+import json
 import logging
 import re
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from nats.aio.msg import Msg
 
 from hearth_contracts.errors import InvalidName
 from hearth_kit.errors import NotConnected, PayloadTooLarge
+from hearth_kit.wire_reader import WireReader
 
 Deliver = Callable[[str, str, bytes, bytes], None]
 """(subject, reply, header block, body). Called from the read loop: must be quick."""
@@ -103,7 +105,8 @@ class Wire(Client):
         """Write what this turn of the loop has gathered. While the broker is away it stays for the reconnect."""
         self._kicked = False
         if self._pending and self.is_connected and self._transport is not None:
-            self._transport.writelines(self._pending)
+            pending = self._pending
+            self._transport.write(pending[0] if len(pending) == 1 else b"".join(pending))
             self._pending = []
             self._pending_data_size = 0
             self._unsent_bytes = self._socket_bytes()
@@ -140,16 +143,55 @@ class Wire(Client):
             _log.error("the client has stopped reconnecting")
             await self._close(Client.CLOSED, do_cbs=True)
 
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    async def _read_loop(self) -> None:
+        """Give the connection a reader of our own, then see to the lines that are not messages, as long as it lasts."""
+        stream: asyncio.StreamReader = getattr(self._transport, "_io_reader")  # noqa: B009 - private, and pinned by a test
+        transport: asyncio.Transport = getattr(self._transport, "_io_writer").transport  # noqa: B009
+        buffer: bytearray = getattr(stream, "_buffer")  # noqa: B009
+        reader = WireReader(transport.get_protocol(), self._heard)
+        transport.set_protocol(reader)
+        if buffer:
+            reader.data_received(bytes(buffer))
+            buffer.clear()
+        if stream.at_eof():
+            reader.eof_received()
+        with contextlib.suppress(asyncio.CancelledError):
+            try:
+                while (line := await reader.lines.get()) is not None:
+                    await self._control(line)
+                await self._process_op_err(NotConnected("the broker has closed the connection"))
+            except Exception as error:
+                _log.exception("the broker's connection could not be read")
+                await self._process_op_err(error)
+            finally:
+                reader.stop()
+
+    async def _control(self, line: bytes) -> None:
         self.heard_at = self._loop.time()
-        deliver = self._direct.get(sid)
+        verb, _, rest = line.partition(b" ")
+        match verb.upper():
+            case b"PING":
+                await self._process_ping()
+            case b"PONG":
+                await self._process_pong()
+            case b"-ERR":
+                await self._process_err(rest.decode("utf-8", "replace").strip().lower())
+            case b"INFO":
+                await self._process_info(json.loads(rest))
+            case b"+OK":
+                pass
+            case _:
+                await self._process_op_err(NotConnected(f"not the broker's protocol: {line[:80]!r}"))
+
+    def _heard(self, sid: bytes, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:
+        self.heard_at = self._loop.time()
+        deliver = self._direct.get(int(sid))
         if deliver is None:
-            await super()._process_msg(sid, subject, reply, data, headers)  # pyright: ignore[reportArgumentType]
-            return
+            return  # on its way when its subscription ended
         try:
-            deliver(subject.decode(), reply.decode(), headers or b"", data)
+            deliver(subject.decode(), reply.decode(), block, body)
         except Exception:
-            # A handler's bug must not end the read loop: the connection would look alive and never read again.
+            # A handler's bug must not end the reading: the connection would look alive and never be read again.
             _log.exception("a handler failed", extra={"subject": subject.decode(errors="replace")})
 
     async def _send_ping(self, future: "asyncio.Future[bool] | None" = None) -> None:
@@ -159,16 +201,11 @@ class Wire(Client):
 
     async def _process_pong(self) -> None:
         # The library sets the result of a flush that has given up, too: an exception that would end the read loop.
-        self.heard_at = self._loop.time()
         if self._pongs:
             waiting = self._pongs.pop(0)
             if not waiting.done():
                 waiting.set_result(True)
         self._pings_outstanding = 0
-
-    async def _process_ping(self) -> None:
-        self.heard_at = self._loop.time()
-        await super()._process_ping()
 
 
 async def _never(message: Msg) -> None:

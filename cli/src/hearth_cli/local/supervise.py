@@ -24,6 +24,7 @@ from hearth_cli.local.data_dir import DataDir, exclusive, write_private
 from hearth_cli.local.log_file import tail
 from hearth_cli.local.plan import DRAIN_S_MAX, Instance, Plan, module, service_defaults, service_environment, stop_order
 from hearth_cli.local.supervisor import Program, Running, Supervisor
+from hearth_kit import batches
 
 BROKER_READY_S_MAX: Final = 30.0
 _STOP_S_MAX: Final = DRAIN_S_MAX + 5.0
@@ -227,6 +228,7 @@ def run(plan: Plan) -> None:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         await supervise(plan, stop=stop)
 
+    batches.work_in_batches()
     asyncio.run(main())
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Final
 
 from hearth_contracts.calls import Ending, Run, Timings
@@ -63,8 +63,8 @@ class Executor:
         self._tasks = Background("run")
         self._held: dict[str, Held] = {}
         self._waiting: dict[str, deque[Held]] = {}
-        self._settled: dict[str, None] = {}
-        self._cancelled: dict[str, None] = {}
+        self._settled: OrderedDict[str, None] = OrderedDict()  # in a plain dict, finding the oldest is a walk past the gone
+        self._cancelled: OrderedDict[str, None] = OrderedDict()
         self._paces: dict[str, Pace] = {}
         self._reporter: Reporter | None = None
         self.slots = slots
@@ -288,7 +288,7 @@ class Executor:
         if settled:
             self._settled[dispatch] = None
             if len(self._settled) > SETTLED_MAX:
-                del self._settled[next(iter(self._settled))]
+                self._settled.popitem(last=False)
         if held.at.sampled:
             delivered = held.messages[-1].delivered if held.messages else 1
             run_spans.process(self._tracer, held, ended=self._clock.now(), delivered=delivered)
@@ -326,7 +326,7 @@ class Executor:
             # Its run may be on the way: it looks for the final before it starts.
             self._cancelled[job] = None
             if len(self._cancelled) > CANCELLED_MAX:
-                del self._cancelled[next(iter(self._cancelled))]
+                self._cancelled.popitem(last=False)
         return found
 
     def drain(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -69,7 +70,7 @@ class Dispatcher:
         self._looks = asyncio.Semaphore(LOOKS_MAX)
         self._wants: dict[str, Wants] = {}
         self._owed: dict[str, list[Executor]] = {}
-        self._recent: dict[str, tuple[tuple[int, int], str]] = {}
+        self._recent: OrderedDict[str, tuple[tuple[int, int], str]] = OrderedDict()
         self._finals: dict[str, None] = {}
         self._listening_since = 0.0
         self.queue: FairQueue[Held] = FairQueue()
@@ -255,7 +256,7 @@ class Dispatcher:
             case Fate.STORED:
                 self._recent[job] = (held.dispatch, placed.executor.id)
                 if len(self._recent) > RECENT_MAX:
-                    del self._recent[next(iter(self._recent))]
+                    self._recent.popitem(last=False)
                 self.drop(held)
             case Fate.CARRIED:
                 self.drop(held)
@@ -391,7 +392,7 @@ class Dispatcher:
         """The broker is another process: sync calls that waited here are published again by whoever has them in custody."""
         # What was placed may be gone with it: a call that comes again is not taken for a repetition. Where it was placed is
         # still worth knowing, since its executor may have taken it in.
-        self._recent = {job: (_NEVER, executor) for job, (_, executor) in self._recent.items()}
+        self._recent = OrderedDict((job, (_NEVER, executor)) for job, (_, executor) in self._recent.items())
         for held in [held for held in self.by_job.values() if held.sync and held.stage is not Stage.PLACING]:
             held.letters = [letter for letter in held.letters if self._lanes.may_settle(letter)]
             if held.letters:
