@@ -10,6 +10,8 @@ INLINE_BYTES_MAX = 256 * 1024
 BODY_BYTES_MAX = 1024 * 1024 * 1024
 #: What a call may print; the rest is dropped and the record says `truncated`.
 LOG_BYTES_MAX = 1024 * 1024
+#: Output files of one call: each is a few hundred bytes of its record's meta, which is a header.
+OUTPUTS_MAX = 64
 #: Function calling function calling function: the sixteenth is the last.
 DEPTH_MAX = 16
 
@@ -26,6 +28,18 @@ class Body(Meta):
     content_type: str = "application/json"
     size: int = 0
     object: str = ""
+
+
+class Output(Meta):
+    """A file that a function wrote while it ran."""
+
+    name: str
+    size: int
+    sha256: str
+    content_type: str = ""
+    """As the function said, if it did."""
+    object: str
+    """Always an object of its own, however small."""
 
 
 class HttpRequest(Meta):
@@ -115,6 +129,8 @@ class Ending(Meta):
     result: Body = Body()
     http_status: int | None = None
     http_headers: tuple[tuple[str, str], ...] = ()
+    outputs: tuple[Output, ...] = ()
+    """In the order in which they were opened; none of a failed attempt."""
     start: Start = Start.WARM
     usage: Usage = Usage()
     timings: Timings = Timings()
@@ -149,6 +165,8 @@ class Record(Meta):
     parent: str = ""
     replay_of: str = ""
     recorded_at: float = 0
+    stated: bool = False
+    """Whether states of it were published: they leave when it is recorded. False of a call that was too quick for any."""
 
     def parts(self, body: bytes) -> tuple[bytes, bytes, bytes]:
         """Input, result and log as far as they are inline, cut out of the message's body."""
@@ -232,12 +250,16 @@ class MovedAnswer(Meta):
 class ArchiveQuery(Meta):
     """Asks for one record (`job`) or a page of history, newest first (`archive.v1`, request).
 
+    With `output`, the object of one of the job's output files, that file is put back on the broker first if it has left: a
+    record's other bodies are always put back, its outputs may be many and large.
+
     The answer to a single question is a `record.v1` with its body, or a header `Hearth-Missing: 1`; to a page it is a JSON
     object `{"jobs": [...], "next": cursor}`.
     """
 
     tenant: str
     job: str = ""
+    output: str = ""
     function: str = ""
     state: str = ""
     since: float = 0

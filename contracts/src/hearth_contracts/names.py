@@ -8,6 +8,8 @@ from typing import Final
 from hearth_contracts.errors import InvalidName
 
 NAME_LENGTH_MAX: Final = 63
+#: A file name that every file system takes, with room for what a download adds to it.
+OUTPUT_BYTES_MAX: Final = 200
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_=-]{1,200}")
 _EVENT_TOKEN: Final = re.compile(r"[A-Za-z0-9_=-]{1,100}")
@@ -49,6 +51,20 @@ def event_path(value: str, *, wildcards: bool = False) -> str:
             raise InvalidName("event subject", value, "use tokens of letters, digits, - and _ with single dots between")
     if len(tokens) > 12:
         raise InvalidName("event subject", value, "use at most 12 tokens")
+    return value
+
+
+def output(value: str) -> str:
+    """The name of an output file, unchanged, or `InvalidName`. It stands in a URL and on somebody's disk one day, never in a
+    subject or a key of ours."""
+    if value in ("", ".", ".."):
+        raise InvalidName("output", value, "this is not the name of a file")
+    if "/" in value or "\\" in value:
+        raise InvalidName("output", value, "a name holds no / and no \\: outputs have no folders")
+    if not value.isprintable():
+        raise InvalidName("output", value, "use printable characters only")
+    if len(value.encode()) > OUTPUT_BYTES_MAX:
+        raise InvalidName("output", value, f"use at most {OUTPUT_BYTES_MAX} bytes")
     return value
 
 

@@ -99,6 +99,7 @@ _EXTRA_PUBLISH: Final[dict[str, tuple[str, ...]]] = {
         *(f"$JS.API.STREAM.INFO.{stream.name}" for stream in streams.FILE_STREAMS),
         "$JS.API.STREAM.PURGE.RUNS",
         "$JS.API.STREAM.PURGE.RUNS_SYNC",
+        "$JS.API.STREAM.PURGE.STATES",
         "$JS.API.STREAM.MSG.DELETE.JOBS",
     ),
     # A store's consumer is made when the store is configured; records leave when every store has them.

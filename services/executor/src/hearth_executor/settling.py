@@ -200,6 +200,7 @@ class Settler:
             parent=call.parent,
             replay_of=call.replay_of,
             recorded_at=self._clock.now(),
+            stated=bool(held.stated_at) or not held.sync,
         )
         at = held.at.child() if held.at.sampled else held.at
         subject = subjects.record(call.tenant, call.job)

@@ -13,6 +13,7 @@ from hearth_kit.clock import Clock
 from hearth_kit.message import META, Message
 from hearth_scheduler import errors, metrics
 from hearth_scheduler.domain import retry
+from hearth_scheduler.finished import FinishedStates
 from hearth_scheduler.held import Held, Lanes, Letter, Source
 from hearth_scheduler.outcomes import Outcomes
 from hearth_scheduler.service import Dispatcher
@@ -28,9 +29,10 @@ class Handlers:
 
     def __init__(
         self, *, dispatcher: Dispatcher, outcomes: Outcomes, settler: Settler, lanes: Lanes, clock: Clock,
-        job_refused: Callable[[str], None],
+        finished: FinishedStates, job_refused: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._dispatcher = dispatcher
+        self._finished = finished
         self._outcomes = outcomes
         self._settler = settler
         self._lanes = lanes
@@ -81,6 +83,7 @@ class Handlers:
     def record(self, message: Message) -> None:
         # A wake-up, no more: a plain subscriber also hears a record that the stream then refuses.
         self._dispatcher.final_heard(message.subject.rpartition(".")[2], lambda: message.headers.get(META, ""))
+        self._finished.heard(message)
 
     async def _undecodable(self, message: Message, error: Exception, *, sync: bool) -> None:
         """Nobody will ever understand it: keep it where people look, end its job if its id can be read, take it away."""

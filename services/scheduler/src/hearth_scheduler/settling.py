@@ -119,7 +119,7 @@ class Settler:
             job=call.job, tenant=call.tenant, function=call.function, version=call.version, lane=call.lane, ending=ending,
             input=call.input if call.input.object else call.input.model_copy(update={"size": len(body)}), http=call.http,
             trace_id=trace_id, persist=persist, depth=call.depth, parent=call.parent, replay_of=call.replay_of,
-            recorded_at=self._clock.now(),
+            recorded_at=self._clock.now(), stated=True,
         )  # fmt: skip
         try:
             await self._surely(

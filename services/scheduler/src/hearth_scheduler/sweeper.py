@@ -5,6 +5,7 @@ in a stream that nobody reads, it travels back and is tried again.
 """
 
 import asyncio
+import enum
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from hearth_kit.registry import Registry
 from hearth_scheduler import errors, metrics
 from hearth_scheduler.domain import retry
 from hearth_scheduler.domain.fleet import Fleet
+from hearth_scheduler.finished import clear_states
 from hearth_scheduler.held import dispatch_id
 from hearth_scheduler.settling import Settler
 
@@ -30,6 +32,14 @@ _log = logging.getLogger(__name__)
 LOOKED_AT_MAX: Final = 2000
 ASK_S: Final = 1.0
 GATEWAY_NOTE: Final = "gateway:"
+
+
+class Archived(enum.Enum):
+    """Whether a record that the broker does not have is in a store."""
+
+    YES = enum.auto()
+    NO = enum.auto()
+    UNKNOWN = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +97,17 @@ class Sweeper:
 
     async def _look(self, stored: Stored) -> None:
         change = stored.message.meta(StateChange)
-        if change.job not in self._orphans and not await self._is_owned(change):
+        if change.job in self._orphans or self._held(change.job) or await self._is_recorded(change):
+            return
+        if not await self._is_owned(change):
             self._orphans[change.job] = Orphan(change, self._clock.monotonic())
+
+    async def _is_recorded(self, change: StateChange) -> bool:
+        """Whether it has its final, which takes what is left of its states along."""
+        recorded = await self._bus.get_last("RECORDS", subjects.record(change.tenant, change.job)) is not None
+        if recorded:
+            await clear_states(self._bus, change.tenant, change.job)
+        return recorded
 
     async def _look_again(self, orphan: Orphan) -> None:
         """Twice, a sweep apart: a job may be between two hands for a moment."""
@@ -102,23 +121,25 @@ class Sweeper:
                 change = last.message.meta(StateChange)
             except UndecodableMessage:
                 return
-        if await self._is_owned(change):
+        if self._held(change.job) or await self._is_recorded(change) or await self._is_owned(change):
             return
         for sync in (False, True):
             stored = await self._bus.get_next("RUNS_SYNC" if sync else "RUNS", subjects.run_anywhere(change.job, sync=sync))
             if stored is not None:
                 await self._bring_back(stored, sync=sync)
                 return
-        if await self._has_ended(change, last):
-            return
-        await self._lost(change)
+        match await self._archived(change, last):
+            case Archived.YES:
+                await clear_states(self._bus, change.tenant, change.job)
+            case Archived.NO:
+                await self._lost(change)
+            case Archived.UNKNOWN:
+                pass  # nobody can say: it is left alone
 
     async def _is_owned(self, change: StateChange) -> bool:
-        """Whether somebody will bring it to an end, or has. Cheap questions first."""
+        """Whether somebody will bring it to an end. Cheap questions first."""
         job, tenant = change.job, change.tenant
         function = names.function_of(job)
-        if self._held(job) or await self._bus.get_last("RECORDS", subjects.record(tenant, job)) is not None:
-            return True
         for sync in (False, True):
             if await self._bus.get_last(
                 "OUTCOMES_SYNC" if sync else "OUTCOMES", subjects.outcome(tenant, function, job, sync=sync)
@@ -147,27 +168,27 @@ class Sweeper:
         # It waits, but its call is nowhere: an end has to be found for it.
         return answer.answered
 
-    async def _has_ended(self, change: StateChange, last: Stored | None) -> bool:
-        """Its record may have left the broker for the stores. Where nobody can say, it is left alone."""
+    async def _archived(self, change: StateChange, last: Stored | None) -> Archived:
+        """Whether its record has left the broker for the stores."""
         info = await self._bus.stream_info("RECORDS")
         if info is None:
-            return True
+            return Archived.UNKNOWN
         if not info.first_sequence or info.last_sequence == 0:
-            return False
+            return Archived.NO
         oldest = await self._bus.get_at("RECORDS", info.first_sequence)
         if oldest is not None and last is not None and oldest.at < last.at:
-            return False  # nothing that young has left yet
+            return Archived.NO  # nothing that young has left yet
         version = self._registry.head(change.tenant, names.function_of(change.job))
         query = ArchiveQuery(tenant=change.tenant, job=change.job)
         headers = contract_headers(meta=query, contract="archive.v1", msg_id="", traceparent="", expect_last=None, headers=None)
         try:
             answer = await self._bus.request(subjects.ARCHIVE, headers=headers, timeout_s=ASK_S)
         except BusError:
-            return True
+            return Archived.UNKNOWN
         if answer.headers.get("Hearth-Missing") != "1":
-            return True
+            return Archived.YES
         current = self._registry.known(change.tenant, names.function_of(change.job), version.current) if version else None
-        return current is None or current.spec.persist is not Persist.ALL
+        return Archived.NO if current is not None and current.spec.persist is Persist.ALL else Archived.UNKNOWN
 
     async def _bring_back(self, stored: Stored, *, sync: bool) -> None:
         """A run in a stream that nobody reads any more: its executor was buried before it was stored."""

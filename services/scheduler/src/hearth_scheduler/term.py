@@ -21,6 +21,7 @@ from hearth_scheduler.config import Settings
 from hearth_scheduler.domain import depth
 from hearth_scheduler.domain.fleet import Executor, Fleet
 from hearth_scheduler.feeds import Feeds
+from hearth_scheduler.finished import FinishedStates
 from hearth_scheduler.handlers import Handlers
 from hearth_scheduler.held import Held, Lanes, Source
 from hearth_scheduler.members import Members
@@ -81,9 +82,10 @@ class Term:
             dispatcher=self.dispatcher, settler=self.settler, registry=registry, lanes=self._lanes, clock=clock,
             losses_max=settings.losses_max, ours=self.ours,
         )  # fmt: skip
+        self.finished = FinishedStates(bus=bus, clock=clock)
         self.handlers = Handlers(
             dispatcher=self.dispatcher, outcomes=self.outcomes, settler=self.settler, lanes=self._lanes, clock=clock,
-            job_refused=self._refused,
+            finished=self.finished, job_refused=self._refused,
         )  # fmt: skip
         self.members = Members(
             bus=bus, fleet=fleet, clock=clock, ack_wait_s=settings.ack_wait_s, ours=self.ours, joined=self.dispatcher.freed
@@ -130,6 +132,7 @@ class Term:
             (self._every(DEPTHS_S, self._tick), "tick"),
             (self._every(TOUCH_EVERY_S, self.dispatcher.touch), "touch"),
             (self._every(TIDY_S, self._tidy), "tidy"),
+            (self.finished.run(), "finished"),
             (self.sweeper.run(), "sweeper"),
         ):
             self._tasks.append(asyncio.get_running_loop().create_task(work, name=what))

@@ -117,7 +117,7 @@ class Canceller:
             ),
             input=call.input, log=Body(content_type="text/plain", size=0), http=call.http, trace_id=found.trace_id,
             persist=version is None or version.spec.persist is Persist.ALL, depth=call.depth, parent=call.parent,
-            replay_of=call.replay_of, recorded_at=now,
+            replay_of=call.replay_of, recorded_at=now, stated=True,
         )  # fmt: skip
         return record, whole.input
 
