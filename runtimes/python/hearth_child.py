@@ -89,9 +89,9 @@ def prepare_for(handler):
         import asyncio  # noqa: F401
 
 
-def rehearse(spec, times):
+def rehearse(spec, times, folders):
     """Go the way of a call, with a handler that does nothing and a frame that came from nowhere."""
-    function = Function(_do_nothing, spec, None)
+    function = Function(_do_nothing, spec, folders)
     channel = Channel(-1)
     for _ in range(times):
         channel.unread(_REHEARSED)
@@ -107,7 +107,7 @@ def run(function, sock):
     os.setsid()
     channel = Channel(sock)
     if function.once:
-        rehearse(function.spec, 1)
+        rehearse(function.spec, 1, function.folders)
     while True:
         frame = channel.receive()
         if frame is None:
@@ -130,7 +130,7 @@ def _call(function, channel, _kind, _flags, number, payload):
     result = hearth_result.of_call(function.handler, event, context, channel, http=head["http"] is not None)
     if os.getpid() != channel.pid:
         os._exit(0)  # the function forked, and this is the copy: only the original answers
-    context.close()
+    result = hearth_result.with_files(result, context, function.folders.output)
     return result.payload(_cpu_us() - cpu_before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 

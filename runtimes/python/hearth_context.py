@@ -2,6 +2,7 @@
 
 import time
 
+import hearth_files
 import hearth_frames as frames
 import hearth_json
 
@@ -16,10 +17,6 @@ class EmitRefused(Exception):
     """The platform did not take the event."""
 
 
-class OutputRefused(Exception):
-    """The platform does not take the output file."""
-
-
 class Context:
     """Everything is looked up when it is asked for: most calls ask for little."""
 
@@ -27,7 +24,6 @@ class Context:
         self._spec = function.spec
         self._head = head
         self._channel = channel
-        self._outputs = None
 
     job_id = property(lambda self: self._head["job"])
     attempt = property(lambda self: self._head["attempt"])
@@ -73,21 +69,25 @@ class Context:
         if not answer.get("ok"):
             raise EmitRefused(answer.get("error", "the platform did not take the event"))
 
-    def output(self, name):
-        """A file to write to, which streams out while it is written."""
-        self._outputs = self._outputs or []
-        stream = len(self._outputs) + 1
-        answer = self._channel.ask(frames.OUTPUT_OPEN, hearth_json.dumps({"name": str(name)}), stream)
-        if not answer.get("ok"):
-            raise OutputRefused(answer.get("error", "the platform does not take the output file"))
-        output = Output(self._channel, stream, str(name))
-        self._outputs.append(output)
-        return output
+    def output(self, name, content_type=""):
+        """A file to write to (bytes, or text as UTF-8), which streams out while it is written."""
+        return self._files().open(str(name), str(content_type))
 
     def close(self):
         """Called when the handler has returned."""
-        for output in self._outputs or ():
-            output.close()
+        outputs = self.__dict__.get("_outputs")
+        if outputs is not None:
+            outputs.close()
+
+    def send_left(self, folder):
+        """Called when it has succeeded: what it simply left in its folder for outputs goes the same way."""
+        names = hearth_files.left_in(folder)
+        if names:
+            hearth_files.send_left(self._files(), folder, names, self.log.warning)
+
+    def _files(self):
+        # In one step: two threads that open their first file at once must not number them alike.
+        return self.__dict__.setdefault("_outputs", hearth_files.Outputs(self._channel))
 
 
 class Log:
@@ -118,34 +118,6 @@ class Log:
         except (TypeError, ValueError, RecursionError):
             data = hearth_json.dumps({key: value if type(value) in _PLAIN else str(value) for key, value in line.items()})
         self._channel.send_data(frames.LOG, data + b"\n")
-
-
-class Output:
-    """A file that leaves the sandbox while it is written."""
-
-    def __init__(self, channel, stream, name):
-        self._channel = channel
-        self._stream = stream
-        self.name = name
-        self.closed = False
-
-    def write(self, data):
-        if self.closed:
-            raise ValueError("the output is closed")
-        data = data.encode() if isinstance(data, str) else bytes(data)
-        self._channel.send_data(frames.OUTPUT, data, self._stream)
-        return len(data)
-
-    def close(self):
-        if not self.closed:
-            self.closed = True
-            self._channel.send(frames.OUTPUT, b"", self._stream, frames.END)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
 
 
 def encode_value(value):

@@ -86,6 +86,17 @@ def of_call(handler, event, context, channel, *, http):
         return failed(_reason(error), describe(error))
 
 
+def with_files(result, context, folder):
+    """The same, once its output files have left: they are part of it, so that one which cannot leave is a failure."""
+    try:
+        context.close()
+        if result.head is None or "reason" not in result.head:
+            context.send_left(folder)
+    except BaseException as error:
+        return failed(_reason(error), describe(error))
+    return result
+
+
 def failed(reason, error):
     return Result(b"", "", {"reason": reason, "error": error})
 

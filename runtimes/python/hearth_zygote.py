@@ -93,7 +93,7 @@ def _load(control, spec, unpacker, code_fd, folders, libc):
         control.send(b"K" + hearth_json.dumps({"ok": False, "error": hearth_result.describe(error)}))
         return None
     imported = time.monotonic()
-    hearth_child.rehearse(spec, hearth_child.REHEARSALS)
+    hearth_child.rehearse(spec, hearth_child.REHEARSALS, folders)
     gc.freeze()
     phases = {"unpack": (unpacked - began) * 1000, "import": (imported - unpacked) * 1000}
     control.send(b"K" + hearth_json.dumps({"ok": True, "phases": phases, "code_bytes": size}))

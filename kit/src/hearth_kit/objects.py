@@ -36,12 +36,15 @@ class ObjectTooLarge(BusError):
 class Writer:
     """One object being written. It exists once `finish` has returned."""
 
-    def __init__(self, bus: Bus, area: str, object_id: str, *, bytes_max: int, content_type: str) -> None:
+    def __init__(
+        self, bus: Bus, area: str, object_id: str, *, bytes_max: int, content_type: str, window_chunks: int = WINDOW_CHUNKS
+    ) -> None:
         self._bus = bus
         self._area = area
         self._id = object_id
         self._bytes_max = bytes_max
         self._content_type = content_type
+        self._window_chunks = window_chunks
         self._buffer = bytearray()
         self._hash = hashlib.sha256()
         #: An id that was written and removed a moment ago may be written again: the broker remembers message ids.
@@ -66,7 +69,7 @@ class Writer:
         publishing = self._bus.publish(subject, chunk, msg_id=f"{self._id}.{self._nonce}.{self.chunks}", timeout_s=30)
         self._flying.append(asyncio.get_running_loop().create_task(publishing, name="object-chunk"))
         self.chunks += 1
-        if len(self._flying) >= WINDOW_CHUNKS:
+        if len(self._flying) >= self._window_chunks:
             await self._flying.popleft()
 
     async def finish(self) -> ObjectMeta:
@@ -101,8 +104,17 @@ class Objects:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
 
-    def writer(self, area: str, object_id: str, *, bytes_max: int, content_type: str = "application/octet-stream") -> Writer:
-        return Writer(self._bus, area, object_id, bytes_max=bytes_max, content_type=content_type)
+    def writer(
+        self,
+        area: str,
+        object_id: str,
+        *,
+        bytes_max: int,
+        content_type: str = "application/octet-stream",
+        window_chunks: int = WINDOW_CHUNKS,
+    ) -> Writer:
+        """`window_chunks`: how many may be in flight, where several are written to at once."""
+        return Writer(self._bus, area, object_id, bytes_max=bytes_max, content_type=content_type, window_chunks=window_chunks)
 
     async def put(self, area: str, object_id: str, data: bytes, *, content_type: str = "application/octet-stream") -> ObjectMeta:
         writer = self.writer(area, object_id, bytes_max=len(data), content_type=content_type)
@@ -113,14 +125,16 @@ class Objects:
         stored = await self._bus.get_last(_STREAMS[area], subjects.object_meta(area, object_id))
         return None if stored is None else stored.message.meta(ObjectMeta)
 
-    async def read(self, area: str, object_id: str) -> AsyncIterator[bytes]:
-        """Its chunks in order. Raises `ObjectMissing` before the first, or in the middle when it is removed meanwhile."""
+    async def read(self, area: str, object_id: str, *, start_chunk: int = 0) -> AsyncIterator[bytes]:
+        """Its chunks in order. Raises `ObjectMissing` before the first, or in the middle when it is removed meanwhile.
+
+        `start_chunk`: leave out so many at its beginning; each of them has `CHUNK_BYTES`."""
         meta = await self.head(area, object_id)
         if meta is None:
             raise ObjectMissing(f"{area}/{object_id}")
         loop = asyncio.get_running_loop()
         flying: deque[asyncio.Task[Stored | None]] = deque()
-        asked = size = 0
+        asked, size = start_chunk, start_chunk * CHUNK_BYTES
         try:
             while asked < meta.chunks or flying:
                 while asked < meta.chunks and len(flying) < WINDOW_CHUNKS:

@@ -60,6 +60,7 @@ class Service:
         runner = Runner(
             bus=bus, objects=objects, registry=self.registry, backends=backends, clock=clock, tracer=tracer,
             failpoints=failpoints, executor=executor_id, result_bytes_max=settings.result_bytes_max,
+            output_bytes_max=settings.output_bytes_max,
         )  # fmt: skip
         self.executor = Executor(
             runner=runner, settler=settler, membership=self.membership, clock=clock, tracer=tracer, slots=settings.slot_count,

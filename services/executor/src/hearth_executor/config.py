@@ -38,6 +38,12 @@ class Settings(ServiceSettings):
         "speaks; below the scheduler's own limit of 10.",
     )
     result_bytes_max: int = Field(BODY_BYTES_MAX, ge=1024, description="Bytes of the largest result.")
+    output_bytes_max: int = Field(
+        BODY_BYTES_MAX,
+        ge=0,
+        description="Bytes of all output files of one call: as large as the largest body, and a twentieth of the day of bodies "
+        "that the broker has room for.",
+    )
     failpoint: str = Field("", description="For tests: named steps at which this process ends as a crash would.")
 
     link: Literal["auto", "fast", "stdio"] = Field(

@@ -5,6 +5,8 @@ ExecutorError
 │   ├── ImageMissing      the runtime image is not there, with the command that makes it
 │   └── LinkFailed        no link to the supervisor, or it broke the protocol
 ├── EventTooLarge         an event of a function's passes its limit; told to the function
+├── OutputRefused         an output file is not taken; told to the function
+├── OutputTooLarge        a call's output files pass their limit together: the file is not kept
 └── BackendUnavailable    not the function's fault: hand the job back, burn no attempt
     ├── EngineMissing     no engine is installed
     ├── EngineStopped     it does not answer
@@ -103,5 +105,17 @@ class SandboxSpent(BackendUnavailable):
 
 class EventTooLarge(ExecutorError):
     """The event is larger than an event may be."""
+
+    code = "E_TOO_LARGE"
+
+
+class OutputRefused(ExecutorError):
+    """The output file is not taken."""
+
+    code = "E_OUTPUT_REFUSED"
+
+
+class OutputTooLarge(ExecutorError):
+    """A call's output files are larger than they may be together."""
 
     code = "E_TOO_LARGE"

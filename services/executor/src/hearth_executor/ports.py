@@ -34,9 +34,24 @@ class BodyWriter(Protocol):
     async def write(self, chunk: bytes) -> None: ...
 
 
+class OutputFile(Protocol):
+    """An output file on its way, chunk by chunk. A slow one slows down the function that writes it, and nobody else."""
+
+    bytes_max: int
+    """What all files of the call may have together."""
+
+    async def write(self, chunk: bytes) -> None:
+        """Raises `OutputTooLarge` when that is passed: nothing of this file is kept then."""
+        ...
+
+    async def finish(self) -> None:
+        """It is whole. A file that is never finished is not kept."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class CallEvents:
-    """What a running call tells before it ends. The callbacks never raise and never block."""
+    """What a running call tells before it ends. The callbacks never raise, but for `output`, and never block."""
 
     log: Callable[[str, bytes], None]
     """(stream, bytes): stream is `stdout`, `stderr` or `log`; called within 1 s of the function printing."""
@@ -44,6 +59,9 @@ class CallEvents:
     """(subject, data, content type): an event the function emitted; the function waits until it is accepted."""
     large_result: Callable[[int | None], Awaitable[BodyWriter]]
     """Asked once, when a result passes the inline limit; size where known."""
+    output: Callable[[str, str], OutputFile] | None = None
+    """(name, content type or empty): a file the function opened. Raises `OutputRefused`, whose words the function gets. None:
+    no output files are taken."""
 
 
 @dataclass(frozen=True, slots=True)

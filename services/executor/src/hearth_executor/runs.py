@@ -20,6 +20,7 @@ from hearth_executor.domain import ending as endings
 from hearth_executor.errors import BackendUnavailable, EventTooLarge, SandboxError, SandboxSpent
 from hearth_executor.failpoints import AFTER_ACCEPT, AFTER_EXIT, Failpoints
 from hearth_executor.held import Held, Phase, Stop
+from hearth_executor.outputs import Outputs
 from hearth_executor.ports import Backend, CallEvents, Finished, Invocation, Unit
 from hearth_executor.settling import Ended
 from hearth_kit.bus import Bus
@@ -68,6 +69,7 @@ class Runner:
         failpoints: Failpoints,
         executor: str,
         result_bytes_max: int,
+        output_bytes_max: int,
     ) -> None:
         self._bus = bus
         self._objects = objects
@@ -78,17 +80,18 @@ class Runner:
         self._failpoints = failpoints
         self._executor = executor
         self._result_bytes_max = result_bytes_max
+        self._output_bytes_max = output_bytes_max
 
     async def carry(self, held: Held) -> Ended:
         """Run it. The slot is the caller's matter."""
         course = _Course()
         self._failpoints.hit(AFTER_ACCEPT)
         call = held.run.call
-        result = bodies.Result(
-            self._objects, held, f"{call.job}-{call.attempt}-{held.run.placement}-result", bytes_max=self._result_bytes_max
-        )
+        dispatch = f"{call.job}-{call.attempt}-{held.run.placement}"
+        result = bodies.Result(self._objects, held, f"{dispatch}-result", bytes_max=self._result_bytes_max)
+        files = Outputs(self._objects, dispatch, bytes_max=self._output_bytes_max)
         try:
-            ended = self._stopped(held, course) if held.stop is not None else await self._carry(held, result, course)
+            ended = self._stopped(held, course) if held.stop is not None else await self._carry(held, result, files, course)
         except asyncio.CancelledError:
             if held.stop is None:
                 raise
@@ -108,6 +111,7 @@ class Runner:
                 ended = Ended(self._failed(held, Reason.LOST, why, course), persist=course.persist)
         await self._quiet(held)
         if ended.ending is None or ended.ending.reason is not None:
+            await files.remove()
             with contextlib.suppress(BusError):
                 await result.abandon()
         self._failpoints.hit(AFTER_EXIT)
@@ -125,7 +129,7 @@ class Runner:
         while task.cancelling():
             task.uncancel()
 
-    async def _carry(self, held: Held, result: bodies.Result, course: _Course) -> Ended:
+    async def _carry(self, held: Held, result: bodies.Result, files: Outputs, course: _Course) -> Ended:
         call = held.run.call
         version = self._registry.known(call.tenant, call.function, call.version)
         if version is None:
@@ -137,11 +141,11 @@ class Runner:
         backend = self._backends(version)
         if backend is None:
             return Ended(None, kind=OutcomeKind.REFUSED, note=f"no backend here runs {version.spec.runtime.value}")
-        finished = await self._call(held, backend, version, result, course)
-        return await self._ended(held, finished, result, course)
+        finished = await self._call(held, backend, version, result, files, course)
+        return await self._ended(held, finished, result, files, course)
 
     async def _call(
-        self, held: Held, backend: Backend, version: FunctionVersion, result: bodies.Result, course: _Course
+        self, held: Held, backend: Backend, version: FunctionVersion, result: bodies.Result, files: Outputs, course: _Course
     ) -> Finished:
         for _ in range(SPENT_MAX):
             unit = backend.take(version)
@@ -151,7 +155,7 @@ class Runner:
                 course.start, course.cold_ms = Start.WARM, None
             reusable = False
             try:
-                finished = await self._call_unit(held, unit, version, result, course)
+                finished = await self._call_unit(held, unit, version, result, files, course)
                 reusable = True
                 return finished
             except SandboxSpent:
@@ -173,7 +177,7 @@ class Runner:
         return unit
 
     async def _call_unit(
-        self, held: Held, unit: Unit, version: FunctionVersion, result: bodies.Result, course: _Course
+        self, held: Held, unit: Unit, version: FunctionVersion, result: bodies.Result, files: Outputs, course: _Course
     ) -> Finished:
         call = held.run.call
         timeout_s = version.spec.timeout_s
@@ -191,22 +195,24 @@ class Runner:
             http=call.http.model_dump() if call.http is not None else None,
         )
         voice = _Voice(self._bus, self._clock, held, at)
-        finished = await unit.call(invocation, CallEvents(voice.log, voice.emit, result.open))
+        finished = await unit.call(invocation, CallEvents(voice.log, voice.emit, result.open, files.open))
         if at.sampled:
             run_spans.function(self._tracer, at, held, unit=unit.id, began=course.started, ended=self._clock.now(),
                 start=course.start, finished=finished)  # fmt: skip
         return finished
 
-    async def _ended(self, held: Held, finished: Finished, result: bodies.Result, course: _Course) -> Ended:
+    async def _ended(self, held: Held, finished: Finished, result: bodies.Result, files: Outputs, course: _Course) -> Ended:
         if held.log is not None:
             held.log.truncated |= finished.log_truncated
             held.log.flush()
         body, inline = await result.finish(
             finished.result if finished.reason is None else b"", endings.content_type(finished.content_type), INLINE_BYTES_MAX
         )
+        outputs = await files.keep() if finished.reason is None else ()
         ending = endings.of_finished(
-            held.run, finished, executor=self._executor, result=body, start=course.start, timings=self._timings(held, course)
-        )
+            held.run, finished, executor=self._executor, result=body, outputs=outputs, start=course.start,
+            timings=self._timings(held, course),
+        )  # fmt: skip
         return Ended(ending, b"" if ending.reason is not None else inline, course.persist)
 
     def cancelled(self, held: Held) -> Ending:

@@ -14,6 +14,7 @@ from hearth_kit.objects import Objects
 from hearth_persister import metrics
 from hearth_persister.adapters.index import Place
 from hearth_persister.domain import segment
+from hearth_persister.domain.entry import output_part
 from hearth_persister.domain.segment import Piece
 from hearth_persister.errors import PersisterError
 from hearth_persister.service import Line
@@ -79,14 +80,19 @@ class Archive:
         spot = place.spot
         block = await line.store.get(place.key, start=spot.block_offset, length=spot.block_length)
         piece = await asyncio.to_thread(segment.cut, block, spot)
-        await self._put_bodies_back(line, place, piece)
+        await self._put_bodies_back(line, place, piece, query.output)
         text = piece.meta.decode()
         return piece.body, {META: text, CONTRACT: "record.v1"}
 
-    async def _put_bodies_back(self, line: Line, place: Place, piece: Piece) -> None:
-        """Large bodies that the broker no longer holds become objects again, under their old ids, for a day."""
+    async def _put_bodies_back(self, line: Line, place: Place, piece: Piece, output: str) -> None:
+        """Large bodies that the broker no longer holds become objects again, under their old ids, for a day. Of the output
+        files only the one that is asked for."""
         record = Record.model_validate_json(piece.meta)
         parts = {"input": record.input, "result": record.ending.result, "log": record.log}
+        for number, file in enumerate(record.ending.outputs, 1):
+            if file.object == output:
+                kind = file.content_type or "application/octet-stream"
+                parts[output_part(number)] = Body(content_type=kind, size=file.size, object=file.object)
         for part, body in parts.items():
             if not body.object:
                 continue

@@ -15,6 +15,7 @@ from pathlib import Path
 from hearth_contracts.calls import Record
 from hearth_persister.adapters.folder import CHUNK_BYTES, keys
 from hearth_persister.domain import object_key, segment
+from hearth_persister.domain.entry import output_part
 from hearth_persister.domain.segment import Piece, Row, StoredBody
 from hearth_persister.errors import KeyMissing, ObjectCorrupt, SegmentCorrupt
 
@@ -65,6 +66,11 @@ class StoredRecord:
         if self.stored_body(name) is not None:
             return b"".join(self.chunks(name))
         return self.meta.parts(self.piece.body)[number]
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """The parts in which its output files lie, by their names: for `chunks`."""
+        return {file.name: output_part(number) for number, file in enumerate(self.meta.ending.outputs, 1)}
 
     def stored_body(self, part: str) -> StoredBody | None:
         """The object of its own that this part lies in, if it does."""

@@ -1,13 +1,14 @@
 """One call that is under way: collects what the sandbox says of it, until its result."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from hearth_contracts.enums import Reason
 from hearth_executor.containers import frames
 from hearth_executor.containers.frames import Kind
 from hearth_executor.containers.link import Link
+from hearth_executor.containers.output import Reception
 from hearth_executor.ports import BodyWriter, CallEvents, Finished, Usage
 
 #: Results up to this size travel inside their record's message; larger ones go to `large_result`, chunk by chunk.
@@ -18,9 +19,8 @@ LOG_CREDIT_BYTES = 32 * 1024
 
 #: The supervisor stops at this much; the executor only makes sure of it.
 LOG_BYTES_MAX = 1024 * 1024
-#: Events and output files of one call that may be under way at once.
+#: Events of one call that may be under way at once.
 TASKS_MAX = 64
-OUTPUTS_MAX = 32
 
 _MESSAGE_CHARS_MAX = 8 * 1024
 _TRACEBACK_CHARS_MAX = 64 * 1024
@@ -28,15 +28,12 @@ _HEADERS_MAX = 100
 
 _REASONS = {reason.value for reason in (Reason.ERROR, Reason.BAD_RESULT, Reason.OOM, Reason.RESOURCE)}
 
-OpenOutput = Callable[[str, str], Awaitable[BodyWriter]]
-"""(job, file name): where an output file goes."""
-
 
 class Running:
     """Fed by the sandbox with this call's frames. `ended` resolves with the result's head and body, or with None when
     the link is lost."""
 
-    def __init__(self, number: int, job: str, events: CallEvents, link: Link, open_output: OpenOutput | None) -> None:
+    def __init__(self, number: int, job: str, events: CallEvents, link: Link) -> None:
         self.number = number
         self.job = job
         self.stopped: Reason | None = None
@@ -49,13 +46,12 @@ class Running:
         self.signal = 0
         self._events = events
         self._link = link
-        self._open_output = open_output
         self._log_owed = dict[int, int]()
         self._logged = 0
         self._waiting = dict[tuple[int, int], int]()
         self._data = asyncio.Queue[bytes | None]()
         self._collector: asyncio.Task[bytes | None] | None = None
-        self._outputs = dict[int, asyncio.Queue[bytes | None]]()
+        self._outputs: Reception | None = None
         self._tasks = set[asyncio.Task[Any]]()
         self.ended: asyncio.Future[tuple[dict[str, Any], bytes] | None] = asyncio.get_running_loop().create_future()
 
@@ -82,9 +78,14 @@ class Running:
             head, data = frames.split_meta(payload)
             self._spawn(self._emit(str(head.get("subject")), data, str(head.get("content_type"))))
         elif kind == Kind.OUTPUT_OPEN:
-            self._output_open(stream, str(frames.document(payload).get("name")))
+            if self._outputs is None:
+                self._outputs = Reception(self.number, self._events.output, self._link, self._broke)
+            self._outputs.opened(stream, frames.document(payload))
         elif kind == Kind.OUTPUT:
-            self._output(stream, flags, payload)
+            if self._outputs is None:
+                raise frames.ProtocolError("data for an output that is not open")
+            self.bytes_out += len(payload)
+            self._outputs.arrived(stream, flags, payload)
         else:
             raise frames.ProtocolError(f"a frame of type {kind} for a call")
 
@@ -101,11 +102,12 @@ class Running:
             self._data.put_nowait(None)
             await asyncio.wait([self._collector])
             collected = None if self.broken is not None else self._collector.result()
-        for queue in self._outputs.values():
-            queue.put_nowait(None)
-        if self._outputs:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
         reason = head.get("reason")
+        if self._outputs is not None and reason is None and self.stopped is None:
+            lost = await self._outputs.finished()
+            if lost is not None:
+                why = {"error": {"message": f"an output file could not be stored: {lost}"}}
+                return self._failed(why, Reason.LOST.value, usage)
         if reason is not None:
             return self._failed(head, reason if reason in _REASONS else Reason.ERROR.value, usage)
         status = head.get("status")
@@ -137,6 +139,8 @@ class Running:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._outputs is not None:
+            await self._outputs.close()
 
     def _begin_collecting(self) -> None:
         if self._collector is None:
@@ -145,8 +149,12 @@ class Running:
 
     def watch(self, task: "asyncio.Task[Any]") -> None:
         """For tasks without which the call cannot go on: when one fails the function must not wait for ever."""
-        if not task.cancelled() and task.exception() is not None and self.broken is None:
-            self.broken = task.exception()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._broke(error)
+
+    def _broke(self, error: BaseException) -> None:
+        if self.broken is None:
+            self.broken = error
             self.on_broken()
 
     async def _collect(self) -> bytes | None:
@@ -192,39 +200,6 @@ class Running:
         except Exception as error:
             answer = {"ok": False, "error": str(error)[:500]}
         self._link.send(Kind.EMIT_ACK, frames.json_bytes(answer), call=self.number)
-
-    def _output_open(self, stream: int, name: str) -> None:
-        if self._open_output is None:
-            answer = {"ok": False, "error": "this platform takes no output files"}
-            self._link.send(Kind.OUTPUT_ACK, frames.json_bytes(answer), call=self.number, stream=stream)
-            return
-        if stream in self._outputs or len(self._outputs) >= OUTPUTS_MAX:
-            raise frames.ProtocolError("an output opened twice, or too many")
-        queue = self._outputs[stream] = asyncio.Queue[bytes | None]()
-        self._spawn(self._write_output(stream, name, queue, self._open_output))
-
-    def _output(self, stream: int, flags: int, payload: bytes) -> None:
-        queue = self._outputs.get(stream)
-        if queue is None:
-            raise frames.ProtocolError("data for an output that is not open")
-        if payload:
-            self._arrived(Kind.OUTPUT, stream, len(payload))
-            self.bytes_out += len(payload)
-            queue.put_nowait(payload)
-        if flags & frames.END:
-            queue.put_nowait(None)
-
-    async def _write_output(self, stream: int, name: str, queue: asyncio.Queue[bytes | None], open_output: OpenOutput) -> None:
-        try:
-            writer = await open_output(self.job, name)
-        except Exception as error:
-            answer = {"ok": False, "error": str(error)[:500]}
-            self._link.send(Kind.OUTPUT_ACK, frames.json_bytes(answer), call=self.number, stream=stream)
-            return
-        self._link.send(Kind.OUTPUT_ACK, b'{"ok":true}', call=self.number, stream=stream)
-        while (chunk := await queue.get()) is not None:
-            await writer.write(chunk)
-            self._done_with(Kind.OUTPUT, stream, len(chunk))
 
     def _arrived(self, kind: int, stream: int, size: int) -> None:
         """A supervisor keeps to its credit; one that does not could fill our memory."""

@@ -12,7 +12,7 @@ from hearth_executor.containers.container import Container
 from hearth_executor.containers.frames import Frame, Kind
 from hearth_executor.containers.link import Link
 from hearth_executor.containers.meter import Kills, Meter
-from hearth_executor.containers.running import OpenOutput, Running
+from hearth_executor.containers.running import Running
 from hearth_executor.errors import LinkFailed, SandboxError, SandboxSpent
 from hearth_executor.ports import CallEvents, Finished, Invocation, Usage
 from hearth_kit.clock import Clock, SystemClock
@@ -35,7 +35,7 @@ KIB, MIB = 1024, 1024 * 1024
 _WHY_STOPPED = {
     Reason.TIMEOUT: "the call was stopped at its time limit",
     Reason.CANCELLED: "the call was cancelled",
-    Reason.LOST: "its event could not be read, or its result not be stored",
+    Reason.LOST: "its event could not be read, or its result or an output not be stored",
 }
 
 
@@ -60,12 +60,10 @@ class ContainerSandbox:
         *,
         clock: Clock | None = None,
         grace_s: float = GRACE_S,
-        open_output: OpenOutput | None = None,
     ) -> None:
         self._container = container
         self._link = link
         self._clock = clock or SystemClock()
-        self._open_output = open_output
         self.grace_s = grace_s
         """May be raised while the executor drains."""
         self.phases: Mapping[str, float] = {}
@@ -159,7 +157,7 @@ class ContainerSandbox:
             raise SandboxSpent(self.spent)
         began = self._clock.monotonic()
         self._numbers += 1
-        running = Running(self._numbers, invocation.job, events, self._link, self._open_output)
+        running = Running(self._numbers, invocation.job, events, self._link)
         self._running[running.number] = running
         running.on_broken = lambda: self._stop(running, Reason.LOST)
         self._meter.begin()
@@ -247,7 +245,7 @@ class ContainerSandbox:
             cpu_ms=told.get("cpu_us", 0.0) / 1000,
             memory_peak_mb=peak_bytes / MIB,
             bytes_in=invocation.body_size,
-            bytes_out=running.bytes_out or (len(ended[1]) if ended is not None else 0),
+            bytes_out=running.bytes_out + (len(ended[1]) if ended is not None else 0),
         )
 
     # -- frames

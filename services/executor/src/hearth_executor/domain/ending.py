@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Final
 
-from hearth_contracts.calls import Body, Ending, Failure, Run, Timings, Usage
+from hearth_contracts.calls import Body, Ending, Failure, Output, Run, Timings, Usage
 from hearth_contracts.enums import Lane, Persist, Reason, Start, State
 from hearth_executor import ports
 
@@ -54,7 +54,16 @@ def reason_of(finished: ports.Finished) -> Reason | None:
     return Reason(finished.reason)
 
 
-def of_finished(run: Run, finished: ports.Finished, *, executor: str, result: Body, start: Start, timings: Timings) -> Ending:
+def of_finished(
+    run: Run,
+    finished: ports.Finished,
+    *,
+    executor: str,
+    result: Body,
+    outputs: tuple[Output, ...] = (),
+    start: Start,
+    timings: Timings,
+) -> Ending:
     """What the sandbox said, as an ending."""
     reason = reason_of(finished)
     cost = finished.usage
@@ -71,6 +80,7 @@ def of_finished(run: Run, finished: ports.Finished, *, executor: str, result: Bo
             result=result,
             http_status=finished.http_status,
             http_headers=tuple((_clean(key), _clean(value)) for key, value in finished.http_headers),
+            outputs=outputs,
             start=start,
             usage=usage,
             timings=timings,

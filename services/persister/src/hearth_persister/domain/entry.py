@@ -23,6 +23,11 @@ class LargeBody(NamedTuple):
     size: int
 
 
+def output_part(number: int) -> str:
+    """What the n-th output file of a record, from 1, is called here: names that people chose reach no key."""
+    return f"output-{number}"
+
+
 class Summary(NamedTuple):
     """What a page of history shows of a job."""
 
@@ -102,4 +107,6 @@ def _decoded(tenant: str, function: str, job: str, words: dict[str, Any]) -> Dec
     for part, described in (("input", words.get("input")), ("result", ending.get("result")), ("log", words.get("log"))):
         if described and (object_id := described.get("object")):
             large += (LargeBody(part, names.token("object", object_id), int(described.get("size") or 0)),)
+    for number, file in enumerate(ending.get("outputs") or (), 1):
+        large += (LargeBody(output_part(number), names.token("object", file["object"]), int(file["size"])),)
     return Decoded(summary, large, bool(words.get("persist", True)))

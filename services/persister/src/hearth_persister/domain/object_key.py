@@ -1,7 +1,7 @@
 """Keys in a store. Ours only: every part is validated here, and nothing a person sends reaches a key unseen.
 
 segments/<epoch>/<sequence / 10,000>/<first sequence>.seg      small records, in the order of the stream
-objects/<tenant>/<function>/<day>/<job>.<part>                 large inputs, results and logs
+objects/<tenant>/<function>/<day>/<job>.<part>                 large inputs, results and logs; output files
 undecodable/<epoch>/<sequence>.msg                             what came as a record and is none
 unreadable/<epoch>/<first sequence>.<hash>.seg                 a last segment that was damaged, put aside
 """
@@ -14,7 +14,7 @@ from hearth_contracts import names
 
 SEGMENTS: Final = "segments/"
 OBJECTS: Final = "objects/"
-#: The parts of a record that may lie in an object of their own.
+#: The parts of a record that may lie in an object of their own. Besides these, each output file does: `output-1` and so on.
 PARTS: Final = ("input", "result", "log")
 #: Sequences whose segments share a folder: at one record a second that is three hours of files.
 FOLDER_SEQUENCES: Final = 10_000
@@ -22,6 +22,7 @@ FOLDER_SEQUENCES: Final = 10_000
 _EPOCH: Final = re.compile(r"\d{20}-\d{2}")
 _SEGMENT: Final = re.compile(r"segments/(\d{20}-\d{2})/\d{12}/(\d{16})\.seg")
 _KEY: Final = re.compile(r"[a-z0-9][a-zA-Z0-9_=-]*(?:/[a-zA-Z0-9_=-]+)*(?:\.[a-zA-Z0-9_-]+)*")
+_OUTPUT: Final = re.compile(r"output-[1-9][0-9]{0,3}")
 _DIGITS: Final = re.compile(r"\D")
 
 
@@ -51,7 +52,7 @@ def parse_segment(key: str) -> tuple[str, int] | None:
 
 def body(tenant: str, job: str, part: str, *, sha256: str = "") -> str:
     """Where a large body lies. With `sha256` the key tells two different bodies of one job apart."""
-    if part not in PARTS:
+    if part not in PARTS and _OUTPUT.fullmatch(part) is None:
         raise ValueError(f"a record has no part {part!r}")
     function = names.function_of(job)
     made = dt.datetime.fromtimestamp(names.made_at(job), dt.UTC)
