@@ -1,5 +1,7 @@
 """Every verb of the hearth command, with its options. What a verb does is in `commands/`, imported when it is called."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -269,16 +271,29 @@ def bench(
 
 def main() -> int:
     """Run a command; what goes wrong in a known way is two lines, not a traceback."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     try:
-        app(standalone_mode=True)
+        app(prog_name="hearth", standalone_mode=True)
     except CommandError as error:
         from hearth_cli.terminal import show_error
 
         show_error(error)
         return error.exit_code
+    except PermissionError as error:
+        from hearth_cli.terminal import show_error
+
+        fix = "--data with a folder of your own" if os.geteuid() else ""
+        show_error(CommandError(f"{error.filename or 'a file'} may not be read or written by this user.", fix=fix))
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 141
     return 0
+
+
+def _end(number: int, _: object) -> None:
+    """Told to end: as with Ctrl-C, what was started for this command alone is stopped first."""
+    raise SystemExit(128 + number)

@@ -8,12 +8,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from hearth_cli.errors import CommandError, NotRunning, Refused
-from hearth_cli.local.data_dir import DataDir, read_json
+from hearth_cli.local.data_dir import DataDir, is_locked, read_json
 
 CONNECT_S_MAX: Final = 10.0
+#: What mends a refusal from a command line; the gateway itself speaks to whoever uses its HTTP API.
+_FIXES: Final = {
+    "E_FUNCTION_NOT_FOUND": "./hearth functions   names those that are there",
+    "E_FORBIDDEN": "--key with an admin key",
+    "E_JOB_NOT_FOUND": "./hearth logs FUNCTION   names its latest calls",
+    "E_KEY_NOT_FOUND": "./hearth keys list",
+    "E_NO_BROKER": "./hearth status",
+    "E_NO_CAPACITY": "./hearth doctor",
+    "E_UNAUTHORIZED": "--key KEY, or HEARTH_KEY in the environment",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +50,10 @@ class Event:
 class Gateway:
     """A platform, here or elsewhere."""
 
-    def __init__(self, *, url: str, key: str) -> None:
+    def __init__(self, *, url: str, key: str, silent_fix: str = "") -> None:
         self._parts = urlsplit(url)
         self.key = key
+        self._silent_fix = silent_fix or f"curl -i {url}/healthz   once the address is right"
         if self._parts.scheme not in {"http", "https"} or not self._parts.hostname:
             raise CommandError(f"{url} is no address; it is like http://127.0.0.1:8080")
 
@@ -50,15 +61,17 @@ class Gateway:
     def open(cls, told: Path | None, *, url: str = "", key: str = "") -> Self:
         """The platform at `url`, else the one that runs in the data directory, with its admin key unless told another."""
         data = DataDir.at(told)
-        address = url or read_json(data.processes).get("address", "")
+        address = url or (read_json(data.processes).get("address", "") if is_locked(data.lock) else "")
         if not address:
-            raise NotRunning(f"No platform runs in {data.root}.", fix="./hearth up --detach, or name one with --url")
+            raise NotRunning(
+                f"No platform runs in {data.root}.", fix=f"./hearth up --detach{data.option}   or name one with --url"
+            )
         if not key:
             try:
                 key = data.admin_key.read_text(encoding="utf-8").strip()
             except FileNotFoundError:
                 raise CommandError("There is no key to use.", fix="--key KEY, or HEARTH_KEY in the environment") from None
-        return cls(url=address, key=key)
+        return cls(url=address, key=key, silent_fix="" if url else f"./hearth status{data.option}")
 
     def get(self, path: str) -> Any:
         return self.ask("GET", path).json()
@@ -110,11 +123,12 @@ class Gateway:
         try:
             connection.connect()
             connection.sock.settimeout(None)  # a call lasts as long as its function
-            connection.request(method, self._parts.path.rstrip("/") + path, body, {"x-api-key": self.key, **headers})
+            target = self._parts.path.rstrip("/") + quote(path, safe="/?&=%:@+,;~*>")
+            connection.request(method, target, body, {"x-api-key": self.key, **headers})
             return connection, connection.getresponse()
         except OSError as failure:
             raise NotRunning(
-                f"{self._parts.scheme}://{self._parts.netloc} does not answer: {failure}", fix="./hearth status"
+                f"{self._parts.scheme}://{self._parts.netloc} does not answer: {failure}", fix=self._silent_fix
             ) from failure
 
 
@@ -133,7 +147,7 @@ def refusal(answer: Answer) -> Refused:
         f"{title} ({code})" if code else title,
         status=answer.status,
         problem_code=code,
-        fix=str(problem.get("fix") or ""),
+        fix=_FIXES.get(code) or str(problem.get("fix") or ""),
         detail="\n".join(_details(problem, title)),
     )
 

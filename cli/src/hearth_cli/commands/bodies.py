@@ -3,8 +3,12 @@
 import json
 import sys
 from pathlib import Path
+from typing import Final
 
 from hearth_cli.errors import CommandError
+
+#: Whoever begins like this means JSON: a slip of the quotes must not reach the function as text.
+_JSON_STARTS: Final = (b"{", b"[")
 
 
 def read(told: str) -> tuple[bytes, str]:
@@ -15,7 +19,9 @@ def read(told: str) -> tuple[bytes, str]:
         try:
             return _typed(Path(told[1:]).read_bytes())
         except OSError as failure:
-            raise CommandError(f"{told[1:]} cannot be read: {failure.strerror}.") from None
+            raise CommandError(
+                f"{told[1:]} cannot be read: {failure.strerror}.", fix="name a file that is there, or @- for stdin"
+            ) from None
     return _typed(told.encode())
 
 
@@ -24,8 +30,13 @@ def _typed(body: bytes) -> tuple[bytes, str]:
         return b"null", "application/json"
     try:
         json.loads(body)
-    except ValueError:
-        pass
+    except ValueError as failure:
+        if body.lstrip()[:1] in _JSON_STARTS:
+            raise CommandError(
+                f"This looks like JSON and is none: {failure}.",
+                fix="""put it in single quotes, as in '{"name": "ada"}'""",
+                detail=body.decode(errors="replace")[:200],
+            ) from None
     else:
         return body, "application/json"
     try:

@@ -53,7 +53,9 @@ def deploy(gateway: Gateway, folder: Path) -> dict[str, Any]:
         time.sleep(0.2)
         version = gateway.get(f"/v1/functions/{name}")
     if version.get("state") == "FAILED":
-        raise CommandError(f"{name} cannot be run.", detail=str(version.get("reason", "")))
+        raise CommandError(
+            f"{name} cannot be run.", fix=f"mend it, then ./hearth deploy {folder}", detail=str(version.get("reason", ""))
+        )
     return version
 
 
@@ -62,10 +64,12 @@ def _name(text: str, folder: Path) -> str:
     try:
         spec = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise CommandError(f"{folder / bundle.SPEC_NAME} is not YAML.", detail=str(error)) from None
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}" if mark is not None else "it"
+        raise CommandError(f"{folder / bundle.SPEC_NAME} is not YAML.", fix=f"mend {line}", detail=str(error)) from None
     name = spec.get("name") if isinstance(spec, dict) else None
     if not isinstance(name, str) or not name:
-        raise CommandError(f"{folder / bundle.SPEC_NAME} names no function.", fix="add a line such as `name: hello`")
+        raise CommandError(f"{folder / bundle.SPEC_NAME} names no function.", fix="add the line   name: hello")
     return name
 
 

@@ -17,11 +17,13 @@ def run(told: Path | None, *, purge: bool) -> None:
     with terminal.step("stopping"):
         killed = platform.stop(data)
         removed = platform.remove_containers(data)
-        own_engine.end(data)
+        why = own_engine.end(data)
     if killed:
         terminal.note(f"  {killed} processes had to be killed")
     if removed:
         terminal.note(f"  {removed} containers were left and are removed")
+    if why:
+        terminal.note(f"  the container engine that `up` started goes on: {why}")
     if purge:
         if not platform.is_data_dir(data.root):
             raise CommandError(f"{data.root} is not a data directory of Hearth.")

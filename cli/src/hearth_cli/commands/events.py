@@ -22,7 +22,7 @@ def publish(subject: str, told: Path | None, *, body: str, url: str, key: str) -
 def subscribe(subject: str, told: Path | None, *, tenant: str, count: int) -> None:
     data = DataDir.at(told)
     if not is_locked(data.lock):
-        raise NotRunning(f"No platform runs in {data.root}.", fix="./hearth up --detach")
+        raise NotRunning(f"No platform runs in {data.root}.", fix=f"./hearth up --detach{data.option}")
     asyncio.run(_listen(data, subject, tenant=tenant, count=count))
 
 

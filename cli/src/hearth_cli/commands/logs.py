@@ -23,7 +23,11 @@ def run(target: str, told: Path | None, *, follow: bool, url: str, key: str) -> 
         _service(local / f"{target}.log", follow=follow)
     elif not target:
         known = ", ".join(sorted(file.stem for file in local.glob("*.log")))
-        raise CommandError("Whose logs?", detail=f"a job, a function, or one of {known}" if known else "a job or a function")
+        raise CommandError(
+            "Whose logs?",
+            detail=f"a job, a function, or one of {known}" if known else "a job or a function",
+            fix=f"./hearth logs {'gateway-1' if known else 'FUNCTION'}",
+        )
     elif _JOB.fullmatch(target):
         _job(Gateway.open(told, url=url, key=key), target, follow=follow)
     else:
@@ -42,6 +46,7 @@ def _function(gateway: Gateway, name: str) -> None:
     answer = gateway.get(f"/v1/jobs?function={name}&limit=10")
     jobs = answer["jobs"] if isinstance(answer, dict) else answer
     if not jobs:
+        gateway.get(f"/v1/functions/{name}")  # says so where there is none
         terminal.note(f"{name} has not been called in the time that is kept")
         return
     rows = [tuple(str(job.get(column) or "") for column in ("job", "state", "reason")) for job in jobs]

@@ -22,10 +22,12 @@ def run(told: Path | None, *, port: int, executors: int, schedulers: int, profil
         running = read_json(data.processes)
         terminal.note(f"already running in {data.root}")
         terminal.out(f"address      {running.get('address', '?')}")
+        terminal.note(f"another beside it: ./hearth up --data DIR --port N; this one ends with ./hearth down{data.option}")
         return
+    platform.check_port(data, port)
     binary = broker_binary.find()
     data.make()
-    with own_engine.noted(data):
+    with own_engine.used(data):
         off = doctor.make_ready(install=install)
     plan = platform.prepare(data, Options(port, executors, schedulers, profile), binary)
     if detach:
@@ -41,6 +43,8 @@ def _detached(plan: Plan, off: list[str]) -> None:
             platform.wait_ready(plan, starting=lambda names: step(", ".join(names)))
     except BaseException:
         platform.stop(plan.data)
+        platform.remove_containers(plan.data)
+        own_engine.end(plan.data)
         raise
     _welcome(plan, off, detached=True)
 
@@ -73,7 +77,8 @@ def _foreground(plan: Plan, off: list[str]) -> None:
 
     asyncio.run(main())
     platform.remove_containers(plan.data)
-    own_engine.end(plan.data)
+    if why := own_engine.end(plan.data):
+        terminal.note(f"the container engine that `up` started goes on: {why}")
     terminal.note("stopped")
     if failures:
         raise failures[0]
@@ -81,7 +86,7 @@ def _foreground(plan: Plan, off: list[str]) -> None:
 
 def _welcome(plan: Plan, off: list[str], *, detached: bool) -> None:
     login = read_json(BrokerUsers(data=plan.data).credentials(publisher(TENANT)))
-    where = "" if plan.data == DataDir.at(None) else f" --data {plan.data.root}"
+    where = plan.data.option
     terminal.out(
         f"""
 Hearth is ready.

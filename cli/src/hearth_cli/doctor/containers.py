@@ -16,12 +16,16 @@ def cache() -> Path:
 def findings() -> list[Finding]:
     state = engine.inspect_engine()
     if not state.ready:
-        mendable = state.kind != "forbidden" and os.geteuid() == 0 and (state.kind == "stopped" or engine.can_install())
+        mendable = (
+            state.kind not in {"forbidden", "elsewhere"}
+            and os.geteuid() == 0
+            and (state.kind == "stopped" or engine.can_install())
+        )
         says = f"{state.message}; functions in containers are off"
         found = Finding("engine", "off", says, state.fix, engine.install_engine if mendable else None)
         return [
             found,
-            Finding("images", "off", "no engine to keep them in", "./hearth images build", build if mendable else None),
+            Finding("images", "off", "no engine to keep them in", state.fix, build if mendable else None),
         ]
     return [Finding("engine", "ok", "; ".join((state.message, *state.notes))), *(image(runtime) for runtime in images.RUNTIMES)]
 

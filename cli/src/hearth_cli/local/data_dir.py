@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,11 @@ class DataDir:
     @classmethod
     def at(cls, told: Path | None) -> "DataDir":
         return cls((told or default()).expanduser().absolute())
+
+    @property
+    def option(self) -> str:
+        """What a command needs beside it to mean this platform: nothing where it is the default one."""
+        return "" if self == DataDir.at(None) else f" --data {shlex.quote(str(self.root))}"
 
     @property
     def state(self) -> Path:
@@ -83,11 +89,6 @@ class DataDir:
     def made_streams(self) -> Path:
         """The streams that were made in this broker, with their settings."""
         return self.state / "streams.json"
-
-    @property
-    def engine(self) -> Path:
-        """The process id of the container engine, where `up` had to start it by hand."""
-        return self.state / "engine"
 
     @property
     def lock(self) -> Path:

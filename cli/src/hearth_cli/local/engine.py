@@ -17,7 +17,7 @@ from hearth_cli.errors import CommandError
 from hearth_cli.local.engine_api import EngineApi, EngineError, socket_path
 
 Progress = Callable[[str], None]
-Kind = Literal["ready", "missing", "stopped", "forbidden"]
+Kind = Literal["ready", "missing", "stopped", "forbidden", "elsewhere"]
 
 #: Seconds an engine may take to answer after its start; containerd comes up first.
 START_S: Final = 60.0
@@ -43,7 +43,8 @@ class EngineNotReady(CommandError):
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """One of four: ready; missing (not installed), stopped (installed, does not answer), forbidden (not for this user).
+    """One of five: ready; missing (not installed), stopped (installed, does not answer), forbidden (not for this user),
+    elsewhere (`DOCKER_HOST` names one that is not to be had, and that is not ours to start).
     `fix` is the one command that mends it, empty when ready."""
 
     kind: Kind
@@ -60,7 +61,11 @@ class EngineState:
 
 def inspect_engine(path: str = "") -> EngineState:
     """How it stands, without changing anything. Takes milliseconds; up to 10 s when an engine hangs."""
+    told = "" if path else os.environ.get("DOCKER_HOST", "")
     path = path or socket_path()
+    if told and not (told.startswith("unix://") and _answers(path)):
+        says = f"DOCKER_HOST names {told}, where no engine answers on a unix socket"
+        return EngineState("elsewhere", says, "unset DOCKER_HOST", socket=path)
     try:
         is_socket = stat.S_ISSOCK(os.stat(path).st_mode)
     except OSError:
@@ -83,6 +88,16 @@ def inspect_engine(path: str = "") -> EngineState:
     return EngineState("missing", "no container engine is installed", _install_fix(), socket=path)
 
 
+def _answers(path: str) -> bool:
+    try:
+        EngineApi(path).version()
+    except PermissionError:
+        return True  # it is there; `forbidden` says more
+    except (OSError, EngineError):
+        return False
+    return True
+
+
 def can_install() -> bool:
     """Whether `install_engine` works here: root, on a system with Debian's package manager."""
     return os.geteuid() == 0 and shutil.which("apt-get") is not None
@@ -93,7 +108,7 @@ def install_engine(progress: Progress, path: str = "") -> EngineState:
     state = inspect_engine(path)
     if state.ready:
         return state
-    if state.kind == "forbidden" or os.geteuid() != 0:
+    if state.kind in {"forbidden", "elsewhere"} or os.geteuid() != 0:
         raise EngineNotReady(state.message, fix=state.fix)
     if state.kind == "missing":
         if not can_install():
@@ -129,6 +144,8 @@ def start_engine(progress: Progress, path: str = "") -> EngineState:
     """Start the installed engine: by systemd where that runs, else by hand."""
     if (state := inspect_engine(path)).ready:
         return state
+    if state.kind == "elsewhere":
+        raise EngineNotReady(state.message, fix=state.fix)
     progress("starting the container engine")
     if _SYSTEMD.exists():
         subprocess.run(["systemctl", "start", "docker"], stdin=subprocess.DEVNULL, capture_output=True, check=False)

@@ -39,8 +39,7 @@ def prepare(data: DataDir, options: Options, broker: BrokerBinary) -> Plan:
     from hearth_cli.local import bootstrap
     from hearth_contracts import streams
 
-    if not ports.is_free(options.port):
-        raise PortInUse(f"Port {options.port} is used by another program.", fix=f"./hearth up --port {_free_near(options.port)}")
+    check_port(data, options.port)
     data.make()
     chosen = ports.choose(plans.port_names(options), read_json(data.ports), preferred={"broker-1.client": plans.BROKER_PORT})
     write_private(data.ports, json.dumps({**read_json(data.ports), **chosen}, indent=1))
@@ -60,6 +59,12 @@ def prepare(data: DataDir, options: Options, broker: BrokerBinary) -> Plan:
     BrokerUsers(data=data).start(rules=Rules.from_contracts(), tenants=(plans.TENANT,))
     plan.save()
     return plan
+
+
+def check_port(data: DataDir, port: int) -> None:
+    """Raise `PortInUse` where a gateway could not listen."""
+    if not ports.is_free(port):
+        raise PortInUse(f"Port {port} is used by another program.", fix=f"./hearth up --port {_free_near(port)}{data.option}")
 
 
 def _images() -> str:
@@ -149,7 +154,7 @@ def status(data: DataDir) -> Status:
     """What runs, asked of the processes themselves."""
     table = read_json(data.processes)
     if not table or not is_locked(data.lock):
-        raise NotRunning(f"No platform runs in {data.root}.", fix="./hearth up")
+        raise NotRunning(f"No platform runs in {data.root}.", fix=f"./hearth up{data.option}")
     rows = table.pop("processes")
     with ThreadPoolExecutor(max_workers=8) as pool:
         fleet = pool.submit(system, table["address"], data)
