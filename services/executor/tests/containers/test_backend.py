@@ -43,6 +43,7 @@ async def test_a_function_is_called_cold_then_warm_over_either_link(start_backen
         assert warm is unit
         assert warm.cold_phases == {}
         assert (await echo.call(warm, b"2")).result == b"2"
+        assert 0 < float(backend.notes["cgroup_read_us"]) < 1000
 
 
 async def test_no_question_to_the_engine_on_the_path_of_a_warm_call(start_backend, one_file, monkeypatch):

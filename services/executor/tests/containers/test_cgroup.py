@@ -1,6 +1,7 @@
 """Control groups: where they are, what they read, what is written. On recorded trees of either version; the real kernel's
 files are read in the tests with an engine."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -117,6 +118,12 @@ def test_both_versions_read_the_same(version, request):
     assert group.read() == Reading(memory_bytes=20971520, peak_bytes=83886080, cpu_us=1234567)
     assert group.events() == Events(oom_kills=3, pids_refused=7)
     assert group.pids() == [100, 101]
+
+
+def test_what_a_reading_costs_is_its_median(v1):
+    """One reading that takes a second, as on a machine that pauses, does not count."""
+    times = itertools.chain([0.0, 1.0], (1.0 + 10e-6 * tick for tick in itertools.count()))
+    assert cgroup.reading_us(v1, clock=lambda: next(times)) == pytest.approx(10)
 
 
 def test_version_1_writes_limits_in_an_order_the_kernel_takes(v1, tmp_path, monkeypatch):

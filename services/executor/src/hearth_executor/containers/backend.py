@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from hearth_contracts.functions import FunctionVersion
-from hearth_executor.containers import fast_link, profile, reaper, sandbox
+from hearth_executor.containers import cgroup, fast_link, profile, reaper, sandbox
 from hearth_executor.containers.container import Container, LinkMode
 from hearth_executor.containers.engine import Engine, EngineInfo
 from hearth_executor.containers.maker import Maker
@@ -74,6 +74,7 @@ class ContainerBackend:
         self.link: LinkMode = "stdio"
         self.link_reason = ""
         """Why this link, for the status."""
+        self._reading_us: float | None = None
         self.images = dict[str, str]()
 
     async def __aenter__(self) -> Self:
@@ -163,6 +164,8 @@ class ContainerBackend:
             else self._settings.oci_runtime,
             "link": f"{self.link}: {self.link_reason}",
         }
+        if self._reading_us is not None:
+            notes["cgroup_read_us"] = f"{self._reading_us:.1f}"
         if info.warnings:
             notes["warnings"] = "; ".join(info.warnings)
         missing = [runtime for runtime in self._settings.runtimes if runtime not in self.images]
@@ -185,6 +188,9 @@ class ContainerBackend:
                 _log.warning("functions are reached over the attached streams from now on: %s", self.link_reason)
             raise
         self._link_proven = True
+        if self._reading_us is None and container.cgroup is not None:
+            with suppress(OSError):  # it ended at once: the next one tells
+                self._reading_us = cgroup.reading_us(container.cgroup)
         return booted
 
     async def _find_images(self) -> dict[str, str]:

@@ -6,6 +6,9 @@ Files are opened once and read in place, so that a reading costs microseconds; t
 import contextlib
 import os
 import re
+import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +23,9 @@ CPU_QUOTA_US_MIN = 1_000
 #: Of a function that asked for one processor; when all are busy, each gets by its share.
 CPU_SHARES = 1024
 CPU_WEIGHT = 100
+
+#: Readings from which their cost is told: 3 ms, once, and enough that a pause of the machine does not count.
+COST_READINGS = 200
 
 #: The controllers we use. In a hybrid, version 1 has them and version 2 has none.
 CONTROLLERS = ("memory", "cpu", "cpuacct", "pids", "freezer")
@@ -150,6 +156,16 @@ def names_container(pid: int, container_id: str, *, proc: Path = Path("/proc")) 
     except OSError:
         return False
     return any(container_id in path for path in membership.values())
+
+
+def reading_us(group: "Group", *, clock: Callable[[], float] = time.perf_counter) -> float:
+    """What one reading of this group costs. Raises `OSError` once its container is gone."""
+    took = list[float]()
+    for _ in range(COST_READINGS):
+        started = clock()
+        group.read()
+        took.append((clock() - started) * 1e6)
+    return statistics.median(took)
 
 
 def cpu_quota_us(cpus: float) -> int:
