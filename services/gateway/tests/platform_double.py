@@ -12,11 +12,24 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 from hearth_contracts import streams, subjects
-from hearth_contracts.calls import Body, Call, Depths, Ending, Failure, LogChunk, Record, Reply, StateChange, Timings, Usage
+from hearth_contracts.calls import (
+    Body,
+    Call,
+    Depths,
+    Ending,
+    Failure,
+    LogChunk,
+    Output,
+    Record,
+    Reply,
+    StateChange,
+    Timings,
+    Usage,
+)
 from hearth_contracts.enums import Lane, Reason, Start, State
 from hearth_contracts.fleet import Capacity, Control, ControlDone, Presence
 from hearth_kit.background import Background
-from hearth_kit.bus import Bus, ConsumerSpec, contract_headers
+from hearth_kit.bus import Bus, ConsumerSpec, Subscription, contract_headers
 from hearth_kit.errors import BusError, WrongLastSequence
 from hearth_kit.message import Message
 from hearth_kit.objects import Objects
@@ -39,6 +52,7 @@ class Outcome:
     http_status: int | None = None
     http_headers: tuple[tuple[str, str], ...] = ()
     log: bytes = b""
+    outputs: tuple[Output, ...] = ()
 
 
 Work = Callable[[Call, bytes], Awaitable[Outcome]]
@@ -65,6 +79,8 @@ class PlatformDouble:
     controls: list[Control] = field(default_factory=list)
     slots: int = 100
     backends: tuple[str, ...] = ("container",)
+    answering: list[Subscription] = field(default_factory=list)
+    """To the archive's questions."""
     _tasks: Background = field(default_factory=lambda: Background("double"))
     _pumps: list[object] = field(default_factory=list)
 
@@ -114,7 +130,8 @@ class PlatformDouble:
                 content_type=outcome.content_type, object=outcome.object,
                 size=len(outcome.result) if outcome.size < 0 else outcome.size,
             ),
-            http_status=outcome.http_status, http_headers=outcome.http_headers, start=Start.WARM, usage=Usage(wall_ms=1),
+            http_status=outcome.http_status, http_headers=outcome.http_headers, outputs=outcome.outputs, start=Start.WARM,
+            usage=Usage(wall_ms=1),
             timings=Timings(
                 submitted_at=call.submitted_at, placed_at=started, accepted_at=started, started_at=started,
                 finished_at=time.time(),
@@ -169,9 +186,10 @@ class PlatformDouble:
 
     async def archive(self) -> None:
         """A keeper of older jobs that has none: it answers from what is on the broker, as a persister would from its stores."""
-        await self.bus.subscribe(
+        answering = await self.bus.subscribe(
             subjects.ARCHIVE, lambda message: message.respond(b'{"jobs":[],"next":""}', {"Hearth-Missing": "1"})
         )
+        self.answering.append(answering)
 
 
 def headers_of(meta: object, contract: str) -> dict[str, str]:

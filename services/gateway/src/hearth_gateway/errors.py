@@ -2,11 +2,12 @@
 
 GatewayError
 ├── BadRequest, Unauthorized, Forbidden, NotFound, MethodNotAllowed, TooLarge, Unsupported, Stalled
-├── FunctionNotFound, JobNotFound, KeyNotFound, ObjectGone
+├── FunctionNotFound, JobNotFound, OutputNotFound, KeyNotFound, ObjectGone
 ├── InvalidInput
 │   ├── SpecInvalid, NotAvailable
 │   └── BundleInvalid, HandlerMissing, SyntaxInvalid, RequirementsNotVendored
-├── IdempotencyMismatch, JobFinished, JobNotFinished, KeyInUse, InputGone, Conflict
+├── IdempotencyMismatch, JobFinished, JobNotFinished, KeyInUse, InputGone, ResultGone, OutputGone, Conflict,
+│   RangeUnsatisfiable
 ├── RateLimited, QueueFull
 └── Unavailable
     └── NoBroker, NoCapacity, StoreFull, Overloaded, ArchiveAway, Stopping, NoModelServer
@@ -142,6 +143,13 @@ class JobNotFound(GatewayError):
     fix = "list jobs with GET /v1/jobs"
 
 
+class OutputNotFound(GatewayError):
+    """The job has no output file of that name."""
+
+    status, code = 404, "E_OUTPUT_NOT_FOUND"
+    fix = "see GET /v1/jobs/{id}/outputs"
+
+
 class KeyNotFound(GatewayError):
     """There is no such key."""
 
@@ -274,6 +282,20 @@ class ResultGone(GatewayError):
 
     status, code = 410, "E_RESULT_GONE"
     fix = "read it from the stores, or replay the job"
+
+
+class OutputGone(GatewayError):
+    """The output file is no longer kept here."""
+
+    status, code = 410, "E_OUTPUT_GONE"
+    fix = "read it from the stores, or replay the job"
+
+
+class RangeUnsatisfiable(GatewayError):
+    """The range lies outside of the file."""
+
+    status, code = 416, "E_RANGE"
+    fix = "ask for bytes below the size in Content-Range"
 
 
 class RateLimited(GatewayError):

@@ -15,7 +15,7 @@ from hearth_gateway.calls.bodies import AREA
 from hearth_gateway.calls.invoker import Invoker
 from hearth_gateway.domain import progress
 from hearth_gateway.errors import BadRequest, JobNotFinished, ResultGone
-from hearth_gateway.http import event_stream, results, sending
+from hearth_gateway.http import event_stream, outputs, results, sending
 from hearth_gateway.http.routing import Ask, Endpoint, Parameter
 from hearth_gateway.http.sending import Receive, Scope, Send
 from hearth_gateway.jobs import events, replay, traces, view
@@ -27,6 +27,8 @@ from hearth_kit.tracing import Tracer
 
 #: A longer wait is a reconnect: proxies in between give up sooner than anybody here.
 WAIT_S_MAX = 600
+#: A sync call's record follows its answer by milliseconds: whoever has the answer may ask for a file at once.
+RECORD_S_MAX = 1.0
 _REPLAY = "/v1/jobs/{job}/replay"
 
 
@@ -60,7 +62,15 @@ class JobRoutes:
                 answers={200: "text", **gone}, parameters=(Parameter("follow", "0: only what is there now"),)),
             Endpoint("GET", "/v1/jobs/{job}/result", self.result, "The raw result", tag,
                 answers={200: "the result", 409: "it has not ended", **gone}, parameters=(wait,)),
-            Endpoint("GET", "/v1/jobs/{job}/outputs", self.outputs, "Output files", tag, answers={200: "their names", **gone}),
+            Endpoint("GET", "/v1/jobs/{job}/outputs", self.outputs, "The files a job wrote: name, size, SHA-256", tag,
+                answers={200: "them", **gone}),
+            Endpoint("GET", "/v1/jobs/{job}/outputs/{file}", self.output, "One output file, or a part of it", tag,
+                answers={200: "the file", 206: "the range of it", 304: "it is what If-None-Match names",
+                    404: "no such job, or no such file", 409: "it has not ended", 410: "it is no longer kept",
+                    416: "the range lies outside of the file"},
+                parameters=(wait, Parameter("range", "one range of bytes, such as bytes=0-1023", where="header"),
+                    Parameter("if-range", "the ETag that the range is meant for", where="header"),
+                    Parameter("if-none-match", "the ETag of a copy", where="header"))),
             Endpoint("GET", "/v1/jobs/{job}/trace", self.trace, "The job's spans", tag, answers={200: "them", **gone}),
             Endpoint("POST", _REPLAY, self.replay, "The same call again", tag, answers={202: "a new job", **gone}),
         ]  # fmt: skip
@@ -147,8 +157,15 @@ class JobRoutes:
             return True
 
     async def outputs(self, ask: Ask) -> Response:
-        await self.jobs.find(ask.tenant, ask.path("job"))
-        return JSONResponse({"outputs": []})
+        found = await self.jobs.find(ask.tenant, ask.path("job"))
+        listed = view.outputs(found.job, found.record.ending) if found.record is not None else []
+        return JSONResponse({"outputs": listed})
+
+    async def output(self, ask: Ask) -> Any:
+        found = await self.jobs.until_final(await self._found(ask), RECORD_S_MAX)
+        if found.record is None:
+            raise JobNotFinished
+        return await outputs.download(ask, found, self.jobs, self.objects)
 
     async def trace(self, ask: Ask) -> Response:
         return JSONResponse(await traces.of(self.jobs, await self.jobs.find(ask.tenant, ask.path("job"))))

@@ -57,7 +57,7 @@ async def deliver(
         await send({"type": "http.response.start", "status": status, "headers": all_headers})
         await send({"type": "http.response.body", "body": b""})
     elif ending.result.object:
-        await stream(receive, send, objects, ending.result, status, all_headers)
+        await stream(receive, send, objects.read(AREA, ending.result.object), ending.result.size, status, all_headers)
     else:
         await sending.answer(send, status, all_headers, answer.body)
     return status
@@ -85,9 +85,11 @@ def _shape(status: int | None, headers: Sequence[tuple[str, str]]) -> tuple[int,
     return status, tuple(out)
 
 
-async def stream(receive: Receive, send: Send, objects: Objects, body: Body, status: int, headers: Sequence[Header]) -> None:
-    """An object through a fixed window. Stops reading when the client is gone; ends the connection when a chunk is."""
-    chunks = cast("AsyncGenerator[bytes, None]", objects.read(AREA, body.object))
+async def stream(
+    receive: Receive, send: Send, content: AsyncIterator[bytes], size: int, status: int, headers: Sequence[Header]
+) -> None:
+    """An object's content through a fixed window. Stops reading when the client is gone; ends the connection when a chunk is."""
+    chunks = cast("AsyncGenerator[bytes, None]", content)
     try:
         first = await anext(chunks, b"")
     except ObjectMissing as error:
@@ -97,7 +99,7 @@ async def stream(receive: Receive, send: Send, objects: Objects, body: Body, sta
         await send(
             {
                 "type": "http.response.start", "status": status,
-                "headers": [*headers, (b"content-length", str(body.size).encode())],
+                "headers": [*headers, (b"content-length", str(size).encode())],
             }
         )  # fmt: skip
         await _send_all(send, _chain(first, chunks), gone)

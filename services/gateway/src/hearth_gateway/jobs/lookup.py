@@ -20,6 +20,8 @@ RECHECK_S: Final = 5.0
 #: What was heard is in its stream by then, but for a broker in trouble.
 STORED_WITHIN_S: Final = 0.05
 ARCHIVE_S_MAX: Final = 10.0
+#: A large output file is read from a store and written to the broker in this time: the largest takes about 10 s.
+PUT_BACK_S_MAX: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,8 @@ class Jobs:
         live = await self.live(tenant, job)
         if live is not None:
             return live
-        archived = await self.archived(tenant, job)
+        # A sync call's record follows its answer: asked for in between, it comes while the archive is asked.
+        archived = await self.archived(tenant, job) or await self.record(tenant, job)
         if archived is None:
             raise JobNotFound(f"no job {job}")
         return Found(tenant, job, record=archived[0], body=archived[1], trace_id=archived[0].trace_id)
@@ -166,6 +169,10 @@ class Jobs:
         record = message.meta(Record)
         return None if record.tenant != tenant else (record, message.body)
 
+    async def put_back(self, tenant: str, job: str, output: str) -> None:
+        """Have a store put an output file of the job back on the broker, if one can."""
+        await self._ask(ArchiveQuery(tenant=tenant, job=job, output=output), timeout_s=PUT_BACK_S_MAX)
+
     async def history(self, query: ArchiveQuery) -> bytes:
         """A page of history, as the archive tells it."""
         message = await self._ask(query)
@@ -173,10 +180,10 @@ class Jobs:
             raise BadRequest("the archive does not understand this question", fix="take cursor from the page before")
         return message.body
 
-    async def _ask(self, query: ArchiveQuery) -> Message:
+    async def _ask(self, query: ArchiveQuery, *, timeout_s: float = ARCHIVE_S_MAX) -> Message:
         headers = contract_headers(meta=query, contract="archive.v1", msg_id="", traceparent="", expect_last=None, headers=None)
         try:
-            return await self.bus.request(subjects.ARCHIVE, headers=headers, timeout_s=ARCHIVE_S_MAX)
+            return await self.bus.request(subjects.ARCHIVE, headers=headers, timeout_s=timeout_s)
         except BusError as error:
             raise ArchiveAway from error
 

@@ -2,6 +2,7 @@
 
 import json
 from typing import Any, Final
+from urllib.parse import quote
 
 from hearth_contracts import names
 from hearth_contracts.calls import Body, Ending, Record, StateChange
@@ -69,7 +70,7 @@ def of_state(state: StateChange) -> dict[str, Any]:
 def _frame(job: str, function: str, version: int | None, state: str) -> dict[str, Any]:
     return {
         "job": job, "function": function, "version": version, "state": state, "reason": None, "attempts": 1, "start": None,
-        "timings": {}, "usage": None, "trace_id": "", "created_at": names.made_at(job),
+        "timings": {}, "usage": None, "trace_id": "", "created_at": names.made_at(job), "outputs": [],
     }  # fmt: skip
 
 
@@ -84,7 +85,19 @@ def _add_ending(view: dict[str, Any], ending: Ending, result: bytes) -> None:
         return
     if ending.http_status is not None:
         view["http"] = {"status": ending.http_status, "headers": [list(pair) for pair in ending.http_headers]}
+    view["outputs"] = outputs(view["job"], ending)
     view.update(embedded(ending.result, result, f"/v1/jobs/{view['job']}/result"))
+
+
+def outputs(job: str, ending: Ending) -> list[dict[str, Any]]:
+    """The files a call wrote, and where to fetch them."""
+    return [
+        {
+            "name": file.name, "size": file.size, "sha256": file.sha256, "content_type": file.content_type or None,
+            "href": f"/v1/jobs/{job}/outputs/{quote(file.name, safe='')}",
+        }
+        for file in ending.outputs
+    ]  # fmt: skip
 
 
 def embedded(body: Body, data: bytes, href: str) -> dict[str, Any]:
