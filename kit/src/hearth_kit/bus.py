@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from hearth_contracts.calls import Meta
 from hearth_contracts.streams import Stream
-from hearth_kit.message import Message
+from hearth_kit.message import Message, Sender
 
 Handler = Callable[[Message], None]
 """Called for each message, from the read loop: must not block. Slow work goes into a task the handler starts."""
@@ -33,12 +33,6 @@ class Stored:
     sequence: int
     at: float
     message: Message
-
-
-class Sender(Protocol):
-    def send(self, subject: str, body: bytes = b"", *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
-        """Core publish: fire and forget."""
-        ...
 
 
 class Subscription(Protocol):

@@ -6,16 +6,13 @@ a dictionary per message, which is half of a hop's cost.
 
 import contextlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from pydantic import ValidationError
 
 from hearth_contracts.calls import Meta
 from hearth_contracts.errors import UndecodableMessage
 from hearth_kit.errors import NotConnected
-
-if TYPE_CHECKING:
-    from hearth_kit.bus import Sender
 
 M = TypeVar("M", bound=Meta)
 
@@ -28,6 +25,12 @@ TTL: Final = "Nats-TTL"
 ACK_PREFIX: Final = "$JS.ACK."
 
 _LINE: Final = b"NATS/1.0\r\n"
+
+
+class Sender(Protocol):
+    def send(self, subject: str, body: bytes = b"", *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
+        """Core publish: fire and forget."""
+        ...
 
 
 def encode_headers(headers: Mapping[str, str]) -> bytes:
@@ -65,7 +68,7 @@ class Message:
 
     __slots__ = ("_block", "_fields", "_headers", "_sender", "body", "reply", "subject")
 
-    def __init__(self, subject: str, reply: str, block: bytes, body: bytes, sender: "Sender") -> None:
+    def __init__(self, subject: str, reply: str, block: bytes, body: bytes, sender: Sender) -> None:
         self.subject = subject
         self.reply = reply
         self.body = body

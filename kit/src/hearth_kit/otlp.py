@@ -5,10 +5,11 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from hearth_kit.spans import Span, parse
+
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
-    from hearth_kit.tracing import Span
 
 _log = logging.getLogger(__name__)
 
@@ -44,11 +45,9 @@ class Exporter:
         return 0 if result is SpanExportResult.SUCCESS else len(spans)
 
 
-def _readable(span: "Span", resource: object) -> "ReadableSpan":
+def _readable(span: Span, resource: object) -> "ReadableSpan":
     from opentelemetry import trace
     from opentelemetry.sdk.trace import ReadableSpan
-
-    from hearth_kit.tracing import parse
 
     def context(span_id: str) -> trace.SpanContext:
         return trace.SpanContext(int(span.trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=trace.TraceFlags(1))

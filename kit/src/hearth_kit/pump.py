@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Final
 
 from hearth_kit import errors, metrics
-from hearth_kit.bus import Handler, Sender
-from hearth_kit.message import ACK_PREFIX, Message
+from hearth_kit.bus import Handler
+from hearth_kit.message import ACK_PREFIX, Message, Sender
 from hearth_kit.wire import Wire
 
 _log = logging.getLogger(__name__)

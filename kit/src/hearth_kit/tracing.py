@@ -5,11 +5,10 @@ by rate, not by ratio: a person trying things out sees every call, a loaded plat
 """
 
 import json
-import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Final, Literal
+from dataclasses import asdict
+from typing import Final
 
 from hearth_contracts import subjects
 from hearth_contracts.keys import SpanBatch
@@ -18,60 +17,14 @@ from hearth_kit.bus import Bus
 from hearth_kit.clock import Clock
 from hearth_kit.errors import BusError
 from hearth_kit.otlp import Exporter
+from hearth_kit.spans import Context, Kind, Span, Value, parse
 
-#: The four fields of every version, and what a later version than 00 may append.
-_PATTERN: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+__all__ = ["Context", "Sampler", "Span", "Tracer", "parse"]
+
 #: Finished spans that wait for the next flush at most; more are dropped and counted.
 QUEUE_MAX: Final = 16_384
 #: A flush that the broker does not answer ends soon, so that the spans of an outage do not wait one after the other.
 PUBLISH_S: Final = 1.0
-
-Kind = Literal["internal", "server", "client", "producer", "consumer"]
-Value = str | int | float | bool
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """Where in which trace we are."""
-
-    trace_id: str
-    span_id: str
-    sampled: bool
-
-    @property
-    def header(self) -> str:
-        return f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}"
-
-    def child(self) -> "Context":
-        """A new place below this one."""
-        return Context(self.trace_id, secrets.token_hex(8), self.sampled)
-
-
-def parse(header: str) -> Context | None:
-    """The caller's `traceparent`, or None when it is absent or broken."""
-    match = _PATTERN.fullmatch(header)
-    if match is None or match[2] == "0" * 32 or match[3] == "0" * 16:
-        return None
-    if match[1] == "ff" or (match[1] == "00" and match[5]):
-        return None
-    return Context(match[2], match[3], bool(int(match[4], 16) & 1))
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """One finished span. Times are Unix seconds."""
-
-    service: str
-    name: str
-    trace_id: str
-    span_id: str
-    parent: str
-    start: float
-    end: float
-    kind: Kind = "internal"
-    attributes: Mapping[str, Value] = field(default_factory=dict)
-    links: Sequence[str] = ()
-    error: str = ""
 
 
 class Sampler:

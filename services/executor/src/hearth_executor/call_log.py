@@ -5,9 +5,10 @@ from typing import Final
 
 from hearth_contracts import subjects
 from hearth_contracts.calls import LOG_BYTES_MAX, LogChunk
-from hearth_kit.bus import Sender, contract_headers
+from hearth_kit.bus import contract_headers
 from hearth_kit.clock import Clock
 from hearth_kit.errors import BusError
+from hearth_kit.message import Sender
 
 #: A line is on somebody's screen this long after it was printed, at most.
 FLUSH_S: Final = 0.2

@@ -7,8 +7,9 @@ from typing import Final
 from hearth_contracts import subjects
 from hearth_contracts.fleet import Capacity
 from hearth_executor import metrics
-from hearth_kit.bus import Sender, contract_headers
+from hearth_kit.bus import contract_headers
 from hearth_kit.errors import BusError
+from hearth_kit.message import Sender
 
 #: One report per so much at most.
 COALESCE_S: Final = 0.010
