@@ -22,6 +22,19 @@ async def test_a_sync_call_answers_with_the_result(gateway):
     assert headers["content-type"] == "application/json"
 
 
+async def test_what_curl_says_where_nobody_said_anything_is_json(gateway):
+    """`curl -d '{"name": "ada"}'` names a form that nobody meant; a type that somebody chose stands."""
+    await gateway.deploy()
+    for said, understood in (
+        ("application/x-www-form-urlencoded", "application/json"), ("text/plain", "text/plain"),
+        ("application/x-www-form-urlencoded; charset=utf-8", "application/x-www-form-urlencoded; charset=utf-8"),
+    ):  # fmt: skip
+        await gateway.invoke(data=b'{"name":"ada"}', headers={"content-type": said})
+        assert gateway.double.calls[-1].input.content_type == understood
+    await gateway.call("POST", "/fn/hello", data=b"a=1", headers={"content-type": "application/x-www-form-urlencoded"})
+    assert gateway.double.calls[-1].input.content_type == "application/x-www-form-urlencoded"
+
+
 async def test_the_callers_trace_is_kept(gateway):
     await gateway.deploy()
     trace = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"

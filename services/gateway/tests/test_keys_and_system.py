@@ -226,6 +226,17 @@ async def test_a_fleet_without_an_engine_means_503_at_once(broker, bus, make_gat
         await eventually(refused)
 
 
+async def test_labels_that_no_executor_carries_mean_503_at_once(gateway):
+    """A sync call would wait for a machine that is not there; an async job may wait until there is one."""
+    await gateway.deploy(placement={"zone": "edge"})
+    status, body, headers = await gateway.invoke()
+    assert (status, body["code"]) == (503, "E_NO_CAPACITY")
+    assert "zone: edge" in body["detail"]
+    assert headers["retry-after"]
+    status, _, _ = await gateway.invoke(headers={"prefer": "respond-async"})
+    assert status == 202
+
+
 async def test_nothing_alive_means_503_at_once(broker, bus, make_gateway, tmp_path, eventually):
     async with make_gateway(broker, bus, tmp_path, silent_s_max=0.5) as gateway:
         await gateway.deploy()

@@ -6,7 +6,7 @@ from pathlib import Path
 from hearth_cli import terminal
 from hearth_cli.client import Gateway
 from hearth_cli.commands import bodies
-from hearth_cli.errors import NotRunning
+from hearth_cli.errors import CommandError, NotRunning
 from hearth_cli.local.broker_users import LISTENER, BrokerUsers
 from hearth_cli.local.data_dir import DataDir, is_locked, read_json
 
@@ -21,9 +21,14 @@ def publish(subject: str, told: Path | None, *, body: str, url: str, key: str) -
 
 def subscribe(subject: str, told: Path | None, *, tenant: str, count: int) -> None:
     data = DataDir.at(told)
+    from hearth_contracts.errors import InvalidName
+
     if not is_locked(data.lock):
         raise NotRunning(f"No platform runs in {data.root}.", fix=f"./hearth up --detach{data.option}")
-    asyncio.run(_listen(data, subject, tenant=tenant, count=count))
+    try:
+        asyncio.run(_listen(data, subject, tenant=tenant, count=count))
+    except InvalidName as error:
+        raise CommandError(f"{error}.", fix="./hearth sub 'camera.*.motion'") from None
 
 
 async def _listen(data: DataDir, subject: str, *, tenant: str, count: int) -> None:

@@ -112,7 +112,7 @@ def test_a_feature_that_is_not_offered_is_refused_by_its_name(key):
         ({"runtime": "go"}, "runtime"), ({"runtime": "node"}, "runtime"), ({"runtime": "cpp"}, "runtime"),
         ({"runtime": "wasm"}, "runtime"),
         ({"backend": "wasm"}, "backend"), ({"concurrency": 4}, "concurrency"), ({"queue": {"key": "user"}}, "queue.key"),
-        ({"queue": {"rate": "10/s"}}, "queue.rate"),
+        ({"queue": {"rate": "10/s"}}, "queue.rate"), ({"scale": {"run": "always"}}, "scale.run"),
     ],
 )  # fmt: skip
 def test_choices_that_are_not_offered_yet(given_spec, field):

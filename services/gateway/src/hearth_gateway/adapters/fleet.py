@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -115,6 +116,15 @@ class Fleet:
         if now - self._heard_scheduler_at > self._silent_s_max:
             return "no scheduler has been heard"
         return ""
+
+    def carries(self, labels: Mapping[str, str]) -> bool:
+        """Whether a living executor has all of these."""
+        now = self._clock.monotonic()
+        return any(
+            labels.items() <= heard.said.labels.items()
+            for heard in self._executors.values()
+            if now - heard.at < self._silent_s_max
+        )
 
     def alive(self, service: str) -> bool:
         now = self._clock.monotonic()

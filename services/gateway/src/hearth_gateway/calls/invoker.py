@@ -83,6 +83,9 @@ class Invoker:
             missing = fleet.away()
             if missing:
                 raise NoCapacity(missing)
+            if version.spec.placement and not fleet.carries(version.spec.placement):
+                labels = ", ".join(f"{name}: {value}" for name, value in version.spec.placement.items())
+                raise NoCapacity(f"no executor carries the labels {labels}")
         spec = version.spec
         load = Load(
             waiting=fleet.waiting(version.tenant, version.function),

@@ -15,6 +15,7 @@ from hearth_gateway.errors import FieldError, NotAvailable, SpecInvalid
 _NOT_AVAILABLE_INSIDE: Final = {
     ("queue", "key"): "calls of one function run in the order they find room",
     ("queue", "rate"): "the rate per key is the platform's",
+    ("scale", "run"): "call the function instead of keeping it running; scale.min_warm keeps copies warm",
 }
 _ERRORS_MAX: Final = 20
 

@@ -152,9 +152,10 @@ class _Request:
             raise Unsupported("a compressed body is not taken", fix="send it without Content-Encoding")
         job = names.new_job(self.name, started)
         kind = headers.get(b"content-type")
-        wanted = await bodies.take(
-            self.receive, on.objects, job=job, content_type=kind.decode("latin-1") if kind is not None else _DEFAULT_TYPE
-        )
+        # What curl says where nobody said anything is no choice: such a body is JSON, and text where it is not.
+        if kind is None or (kind == _CURLS_TYPE and not plain_http):
+            kind = _DEFAULT_TYPE
+        wanted = await bodies.take(self.receive, on.objects, job=job, content_type=kind.decode("latin-1"))
         wish = Wish(
             job=job, version=version, input=wanted, submitted_at=started, caller=caller.prefix,
             http=self._http() if plain_http else None,
@@ -259,7 +260,8 @@ class _Request:
         return await self._deliver(answer, wish.submitted_at, traceparent, plain_http=plain_http)
 
 
-_DEFAULT_TYPE: Final = "application/json"
+_DEFAULT_TYPE: Final = b"application/json"
+_CURLS_TYPE: Final = b"application/x-www-form-urlencoded"
 _EVENT_STREAM: Final = b"text/event-stream"
 #: They travel in the header of a message, beside the rest of its meta.
 _HTTP_BYTES_MAX: Final = 16 * 1024
