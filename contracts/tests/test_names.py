@@ -130,3 +130,20 @@ def test_inboxes_of_two_instances_never_overlap():
     instances = ["gateway-1", "gateway-10", "gateway-1-m", "scheduler-1"]
     prefixes = [f"{permissions.inbox(instance)}." for instance in instances]
     assert all(not one.startswith(other) for one in prefixes for other in prefixes if one != other)
+
+
+@pytest.mark.parametrize(
+    "value", ["a", "frames 1.bin", "über.csv", "a..b", ".hidden", "-rf", "x" * 200, "é" * 100, "日本.png", "?#%2F"]
+)
+def test_a_file_may_be_called_so(value):
+    assert names.output(value) == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", ".", "..", "a/b", "/", "../x", "a\\b", "a\0", "a\n", "\r", "\x1b[31m", "\x7f", "\u2028", "\u202etxt.exe", "\u200b", "\ud800",
+     "x" * 201, "é" * 101],
+)  # fmt: skip
+def test_a_file_may_not_be_called_so(value):
+    with pytest.raises(InvalidName):
+        names.output(value)

@@ -106,7 +106,7 @@ DEAD: Final = Stream("DEAD", (subjects.DEAD_ALL,), "file", "limits", "old", max_
 TRACES: Final = Stream("TRACES", (subjects.TRACES_ALL,), "file", "limits", "old", max_age_s=DAY_S, max_bytes=256 * MIB,
     duplicate_window_s=1, why="sampled spans, for the built-in trace view")  # fmt: skip
 OBJECTS_BODIES: Final = Stream("OBJECTS_BODIES", (subjects.objects_in("bodies"),), "file", "limits", "new",
-    max_age_s=DAY_S, max_bytes=20 * GIB, duplicate_window_s=1, why="large inputs, results and logs")  # fmt: skip
+    max_age_s=DAY_S, max_bytes=20 * GIB, duplicate_window_s=1, why="large inputs, results and logs; output files")  # fmt: skip
 OBJECTS_CODE: Final = Stream("OBJECTS_CODE", (subjects.objects_in("code"),), "file", "limits", "new",
     max_bytes=20 * GIB, duplicate_window_s=1, why="code bundles")  # fmt: skip
 

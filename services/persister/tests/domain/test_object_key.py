@@ -25,6 +25,14 @@ def test_keys_sort_by_tenant_function_and_day_and_segments_by_sequence():
     assert [object_key.parse_segment(key) for key in keys][3] == (EPOCH, 10_000)
 
 
+def test_an_output_file_has_a_number_where_people_chose_a_name():
+    job = names.new_job("hello", 1.0)
+    assert object_key.body("acme", job, "output-12") == f"objects/acme/hello/1970-01-01/{job}.output-12"
+    for part in ("output-0", "output-", "output-x", "output-1/..", "output-123456", "output", "output-1\n"):
+        with pytest.raises(ValueError):
+            object_key.body("acme", job, part)
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_names_never_become_keys(text):
     job = names.new_job("hello", 1.0)
