@@ -213,7 +213,8 @@ class Client:
                 self.send(OUTPUT_ACK, b'{"ok":false,"error":"refused"}', call, stream)
             else:
                 answer.files[stream] = [name, b"", False]
-                self.send(OUTPUT_ACK, b'{"ok":true}', call, stream)
+                limit = 100 if name == "limited" else 1 << 30
+                self.send(OUTPUT_ACK, json.dumps({"ok": True, "bytes_max": limit}).encode(), call, stream)
         elif kind == OUTPUT:
             answer.files[stream][1] += payload
             answer.files[stream][2] = bool(flags & END)
