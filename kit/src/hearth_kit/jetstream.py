@@ -13,7 +13,6 @@ from hearth_kit.message import Message
 
 #: Broker errors by number (its errors.json): no such stream, no such consumer, the name is in use with other settings.
 _NOT_FOUND: Final = frozenset({10059, 10014})
-_IN_USE: Final = 10058
 #: One page of a batched direct get: what the broker sends in one go must not make a slow reader of us.
 PAGE_MESSAGES: Final = 1000
 PAGE_BYTES: Final = 4 * 1024 * 1024
@@ -170,11 +169,10 @@ class JetStream:
                 return names
 
     async def ensure_stream(self, stream: Stream, *, replicas: int = 1) -> None:
-        try:
+        # Asked first: the broker looks for room before it sees that a stream is there, and its store has room for one of each.
+        if await self.stream_info(stream.name) is None:
             await self._api_call(f"STREAM.CREATE.{stream.name}", stream.config(replicas=replicas))
-        except errors.ApiError as error:
-            if error.err_code != _IN_USE:  # made with other settings, by an older release
-                raise
+        else:  # made with other settings, by an older release or by hand
             await self._api_call(f"STREAM.UPDATE.{stream.name}", stream.config(replicas=replicas))
 
     async def stream_info(self, name: str) -> StreamInfo | None:
