@@ -6,6 +6,7 @@ times what the gateway does, and would measure itself.
 
 import asyncio
 import json
+import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -23,7 +24,11 @@ class Tally:
     starts: dict[str, int] = field(default_factory=dict)
     jobs: list[str] = field(default_factory=list)
     refused_ms: list[float] = field(default_factory=list)
+    broken: int = 0
+    """Requests that were sent and never answered, or not in a way that can be read."""
     errors: list[str] = field(default_factory=list)
+    since: float = 0.0
+    """What was sent before is not counted, if it went well: it only gets the platform going."""
 
 
 class Connection(asyncio.Protocol):
@@ -36,6 +41,7 @@ class Connection(asyncio.Protocol):
         self._done = done
         self._buffer = bytearray()
         self._sent_at = 0.0
+        self._waiting = False
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -47,6 +53,7 @@ class Connection(asyncio.Protocol):
         if not self._more.take():
             self._transport.close()
             return
+        self._waiting = True
         self._sent_at = time.perf_counter()
         self._transport.write(self._request)
 
@@ -66,8 +73,13 @@ class Connection(asyncio.Protocol):
         if len(self._buffer) < size:
             return
         latency = (time.perf_counter() - self._sent_at) * 1000
+        self._waiting = False
         status = head[9:12].decode()
         tally = self._tally
+        if status == "200" and self._sent_at < tally.since:
+            del self._buffer[:size]
+            self._next()
+            return
         tally.statuses[status] = tally.statuses.get(status, 0) + 1
         if status == "429":
             tally.refused_ms.append(latency)
@@ -85,8 +97,9 @@ class Connection(asyncio.Protocol):
         self._next()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if exc is not None:
-            self._tally.errors.append(repr(exc))
+        if self._waiting:
+            self._tally.broken += 1
+            self._tally.errors.append(repr(exc) if exc is not None else "the connection ended before the answer")
         if not self._done.done():
             self._done.set_result(None)
 
@@ -117,23 +130,32 @@ class Budget:
 
 
 async def drive(plan: dict[str, Any]) -> dict[str, Any]:
-    """Run one plan: host, port, request (text), clients, and requests or seconds (a negative number of requests: no end)."""
+    """Run one plan: host, port, tls, request (text), clients, and requests or seconds (a negative number of requests: no end),
+    with `lead_s` before them that are not counted."""
     loop = asyncio.get_running_loop()
     tally = Tally()
     request = plan["request"].encode()
-    more = Budget(requests=plan.get("requests", -1), seconds=plan.get("seconds", 0))
-    started = time.perf_counter()
+    lead_s = plan.get("lead_s", 0)
+    started = tally.since = time.perf_counter() + lead_s
+    seconds = plan.get("seconds", 0)
+    more = Budget(requests=plan.get("requests", -1), seconds=lead_s + seconds if seconds else 0)
     ends: list[asyncio.Future[None]] = []
     for _ in range(plan["clients"]):
         done: asyncio.Future[None] = loop.create_future()
         ends.append(done)
-        await loop.create_connection(lambda done=done: Connection(request, tally, more, done), plan["host"], plan["port"])
+        await loop.create_connection(
+            lambda done=done: Connection(request, tally, more, done),
+            plan["host"],
+            plan["port"],
+            ssl=True if plan.get("tls") else None,
+        )
     async with asyncio.timeout(plan.get("seconds", 0) + 120):
         await asyncio.gather(*ends)
     return {
         "seconds": time.perf_counter() - started,
         "latencies_ms": tally.latencies_ms,
         "refused_ms": tally.refused_ms,
+        "broken": tally.broken,
         "statuses": tally.statuses,
         "starts": tally.starts,
         "jobs": tally.jobs,
@@ -142,6 +164,7 @@ async def drive(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this ends it
     json.dump(uvloop.run(drive(json.load(sys.stdin))), sys.stdout)
 
 

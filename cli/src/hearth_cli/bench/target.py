@@ -1,6 +1,7 @@
 """The platform under measurement: deploy, call, look up, and, when it is on this machine, its processes."""
 
 import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from urllib.parse import urlsplit
 import aiohttp
 
 TICKS_PER_S = 100.0  # USER_HZ, the same on every Linux
+#: The longest answer is a result of 1 GiB.
+ANSWER_S_MAX = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +32,24 @@ class Target:
         self.host = parts.hostname or "127.0.0.1"
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
         self.key = key
+        self.tls = parts.scheme == "https"
         self.processes = tuple(processes)
         self._session: aiohttp.ClientSession | None = None
+        self._deployed: set[str] = set()
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(headers={"x-api-key": self.key}, timeout=aiohttp.ClientTimeout(total=120))
+        self._session = aiohttp.ClientSession(headers={"x-api-key": self.key}, timeout=aiohttp.ClientTimeout(total=ANSWER_S_MAX))
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        """Nothing that was deployed stays, also when a row was broken off."""
         assert self._session is not None
-        await self._session.close()
+        try:
+            for name in tuple(self._deployed):
+                with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
+                    await self.remove(name)
+        finally:
+            await self._session.close()
 
     async def json(self, method: str, path: str, **options: Any) -> Any:
         assert self._session is not None
@@ -61,6 +72,7 @@ class Target:
 
     async def deploy(self, name: str, source: str, **spec: Any) -> None:
         body = {"spec": {"name": name, "runtime": "python", "handler": "main:handle", **spec}, "source": source}
+        self._deployed.add(name)
         await self.json("PUT", f"/v1/functions/{name}", json=body)
         await self.ready(name)
 
@@ -69,6 +81,7 @@ class Target:
         form.add_field("spec", json.dumps({"name": name, "runtime": "python", "handler": "main:handle", **spec}),
                        content_type="application/json")  # fmt: skip
         form.add_field("code", bundle, filename="code.zip", content_type="application/zip")
+        self._deployed.add(name)
         await self.json("PUT", f"/v1/functions/{name}", data=form)
         await self.ready(name)
 
@@ -79,19 +92,30 @@ class Target:
 
     async def remove(self, name: str) -> None:
         await self.json("DELETE", f"/v1/functions/{name}")
+        self._deployed.discard(name)
 
-    async def load(self, name: str, *, clients: int, requests: int = -1, seconds: float = 0, body: str = "{}") -> dict[str, Any]:
+    async def cancel(self, job: str) -> None:
+        await self.json("DELETE", f"/v1/jobs/{job}")
+
+    async def load(
+        self, name: str, *, clients: int, requests: int = -1, seconds: float = 0, lead_s: float = 0, body: str = "{}"
+    ) -> dict[str, Any]:
         """Drive one function from another process."""
         request = (
             f"POST /v1/functions/{name}/invoke HTTP/1.1\r\nHost: {self.host}:{self.port}\r\nx-api-key: {self.key}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
         )
-        plan: dict[str, Any] = {"host": self.host, "port": self.port, "request": request, "clients": clients}
-        plan.update({"requests": requests} if requests >= 0 else {"seconds": seconds})
+        plan: dict[str, Any] = {"host": self.host, "port": self.port, "tls": self.tls, "request": request, "clients": clients}
+        plan.update({"requests": requests} if requests >= 0 else {"seconds": seconds, "lead_s": lead_s})
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "hearth_cli.bench.load", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
         )
-        out, _ = await process.communicate(json.dumps(plan).encode())
+        try:
+            out, _ = await process.communicate(json.dumps(plan).encode())
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
         if process.returncode:
             raise RuntimeError("the load generator failed")
         answers: dict[str, Any] = json.loads(out)
@@ -138,11 +162,19 @@ class Target:
                         total += int(line.split()[1])
         return total / 1024
 
-    def resident_mib(self, prefix: str) -> float:
-        total = 0
+    def forget_peaks(self) -> dict[str, float]:
+        """Start the highest memory of each process anew; what each has now, in MiB."""
         for process in self.processes:
-            if process.name.startswith(prefix):
-                for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-                    if line.startswith("VmRSS:"):
-                        total += int(line.split()[1])
-        return total / 1024
+            Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+        return {process.name: _status_mib(process.pid, "VmRSS") for process in self.processes}
+
+    def peaks_mib(self) -> dict[str, float]:
+        """The highest memory of each process since `forget_peaks`, as the kernel kept it: no sample can miss it."""
+        return {process.name: _status_mib(process.pid, "VmHWM") for process in self.processes}
+
+
+def _status_mib(pid: int, field: str) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"process {pid} has ended")

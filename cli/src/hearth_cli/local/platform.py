@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,16 +76,17 @@ def _images() -> str:
     return ",".join(f"{runtime}={images.reference(root, runtime)}" for runtime in built)
 
 
-def start_detached(plan: Plan) -> None:
-    """Start the supervisor as a process of its own that outlives this one."""
+def start_detached(plan: Plan, environment: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
+    """Start the supervisor as a process of its own that outlives this one. `environment` comes on top of ours."""
     with (plan.data.logs / "supervisor.log").open("ab") as log:
-        subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "hearth_cli.local.supervise", str(plan.data.root)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
             cwd="/",
+            env={**os.environ, **(environment or {})},
         )
 
 
