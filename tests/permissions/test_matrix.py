@@ -40,7 +40,7 @@ SUBJECTS = {
     subjects.ai_tokens("gateway-1", "r1"): (A, G),
     subjects.ai_tokens(EXECUTOR, "r1"): (A, X),
     subjects.ai_tokens(OTHER, "r1"): (A, ""),
-    subjects.dead("acme", JOB): (S, ""),
+    subjects.dead("acme", JOB): (S + X, ""),
     subjects.trace("ab" * 16): (G + S + X + A + P, ""),
     subjects.object_chunk("bodies", "b1", 0): (G + X + P, ""),
     subjects.object_chunk("code", "c1", 0): (G, ""),
@@ -77,7 +77,7 @@ READ = {
     "CAPACITY": G + S, "DEAD": G, "TRACES": G, "OBJECTS_BODIES": G + X + P, "OBJECTS_CODE": G + X + P, "KV_FUNCTIONS": G + S + X,
     "KV_KEYS": G, "KV_LEASES": G + S, "KV_IDEMPOTENCY": G,
 }  # fmt: skip
-PURGED = {"RUNS": S, "RUNS_SYNC": S, "RECORDS": P, "OBJECTS_BODIES": G + X, "OBJECTS_CODE": G}
+PURGED = {"RUNS": S, "STATES": S, "RUNS_SYNC": S, "RECORDS": P, "OBJECTS_BODIES": G + X, "OBJECTS_CODE": G}
 
 
 def api():

@@ -71,7 +71,8 @@ AI_REQUEST: Final = Contract("ai-request", 1, ai.AiRequest, subjects.AI_REQUESTS
 AI_TOKENS: Final = Contract("ai-tokens", 1, ai.AiTokens, subjects.AI_TOKENS_ALL, streams.AI_TOKENS, (AI_PROXY,),
     listeners=(GATEWAY, EXECUTOR), body="a piece of the answer",
     own_listen=f"{subjects.PREFIX}.ai.tokens.{{instance}}.*")  # fmt: skip
-DEAD: Final = Contract("dead", 1, calls.Dead, subjects.DEAD_ALL, streams.DEAD, (SCHEDULER,), readers=(GATEWAY,), body="input")
+DEAD: Final = Contract("dead", 1, calls.Dead, subjects.DEAD_ALL, streams.DEAD, (SCHEDULER, EXECUTOR), readers=(GATEWAY,),
+    body="input")  # fmt: skip
 SPANS: Final = Contract("spans", 1, keys.SpanBatch, subjects.TRACES_ALL, streams.TRACES, SERVICES, readers=(GATEWAY,),
     body="a JSON list of spans")  # fmt: skip
 EVENT: Final = Contract("event", 1, calls.Meta, subjects.EVENTS_ALL, streams.EVENTS, (GATEWAY, EXECUTOR),

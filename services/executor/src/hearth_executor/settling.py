@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from hearth_contracts import subjects
-from hearth_contracts.calls import Body, Ending, Outcome, Record, Reply, StateChange
+from hearth_contracts.calls import Body, Dead, Ending, Outcome, Record, Reply, StateChange
 from hearth_contracts.enums import OutcomeKind, Persist, Reason, State
 from hearth_executor import metrics
 from hearth_executor.bodies import AREA
@@ -108,6 +108,7 @@ class Settler:
     async def settle_with(self, held: Held, stored: Stored) -> None:
         """The job was ended by somebody else: a waiting caller hears what was recorded."""
         metrics.RACES_LOST.inc()
+        await self._bury(held, stored.message.meta(Record).ending)
         await self._pass_on(held, stored)
         held.ack()
 
@@ -164,6 +165,7 @@ class Settler:
         except WrongLastSequence:
             await self._lost_race(held, tell=True)
             return
+        await self._bury(held, ending)
         await self._reply(held, ending, ended.result)
 
     async def _outcome(self, held: Held, ended: Ended) -> None:
@@ -215,6 +217,20 @@ class Settler:
             self._tracer.span(at, "record", parent=held.at.span_id, start=began, end=self._clock.now(), kind="producer",
                 attributes={"messaging.destination.template": "hearth.v1.records", "faas.invocation_id": call.job})  # fmt: skip
 
+    async def _bury(self, held: Held, ending: Ending) -> None:
+        """Into DEAD, if that is where this end leads. After the record, which decides whether it is one; whoever finds the
+        record of a run that was not acknowledged does it again, and the broker keeps one."""
+        if not endings.used_up(held.run, ending):
+            return
+        call = held.run.call
+        meta = Dead(call=call, ending=ending, attempts=call.attempt, at=self._clock.now())
+        await self._surely(
+            lambda: self._bus.publish(
+                subjects.dead(call.tenant, call.job), held.body, meta=meta, contract="dead.v1", msg_id=f"{call.job}.dead",
+                traceparent=held.at.header, timeout_s=PUBLISH_S,
+            )
+        )  # fmt: skip
+
     async def _log_of(self, held: Held) -> tuple[Body, bytes]:
         if held.log is None or not held.log.size:
             return _NO_LOG, b""
@@ -247,6 +263,7 @@ class Settler:
         call = held.run.call
         if (won.executor, won.attempt, won.placement) == (self.executor, call.attempt, held.run.placement):
             # Our own, whose acknowledgement was lost.
+            await self._bury(held, won)
             await self._reply(held, won, stored.message.meta(Record).parts(stored.message.body)[1])
             return
         metrics.RACES_LOST.inc()

@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from hearth_contracts import streams, subjects
-from hearth_contracts.calls import Run, StateChange
-from hearth_contracts.enums import State
+from hearth_contracts.calls import Call, Ending, Record, Run, StateChange
+from hearth_contracts.enums import Lane, State
 from hearth_contracts.errors import ContractError, UndecodableMessage
 from hearth_kit.background import Background
 from hearth_kit.bus import Bus, ConsumerSpec, Stored
@@ -38,6 +38,7 @@ class Members:
         ack_wait_s: float,
         ours: Callable[[], bool],
         joined: Callable[[Executor], None],
+        bury: Callable[[Call, bytes, str, Ending], Awaitable[None]],
     ) -> None:
         self._bus = bus
         self._fleet = fleet
@@ -45,6 +46,7 @@ class Members:
         self._ack_wait_s = ack_wait_s
         self._ours = ours
         self._joined = joined
+        self._keep = bury
         self._tasks = Background("members")
         self._joining: set[str] = set()
         self._dying: set[str] = set()
@@ -155,8 +157,10 @@ class Members:
             _log.error("a run does not parse: %s", error)
             return
         call = run.call
-        if await self._bus.get_last("RECORDS", subjects.record(call.tenant, call.job)) is not None:
-            return  # it has its final; only the acknowledgement is missing
+        record = await self._bus.get_last("RECORDS", subjects.record(call.tenant, call.job))
+        if record is not None:
+            await self._ended(run, stored, record)
+            return
         started = await self._had_started(executor, run, stored, sync=sync)
         outcome = retry.lost(run, started=started, why=f"executor {executor.id} died", now=self._clock.now())
         # The id its own outcome would have: if it did say something, that counts.
@@ -167,6 +171,17 @@ class Members:
         )  # fmt: skip
         metrics.REASSIGNED.inc()
         _log.info("a run was taken back", extra={"job": call.job, "executor": executor.id, "started": started})
+
+    async def _ended(self, run: Run, stored: Stored, record: Stored) -> None:
+        """It has its final. What may be missing is the acknowledgement, and the copy of what used up its attempts."""
+        try:
+            ending = record.message.meta(Record).ending
+        except UndecodableMessage:
+            return
+        call = run.call
+        last = run.is_last and ending.attempt == call.attempt
+        if call.lane is Lane.ASYNC and last and ending.reason in retry.RETRYABLE:
+            await self._keep(call, stored.message.body, stored.message.traceparent, ending)
 
     async def _had_started(self, executor: Executor, run: Run, stored: Stored, *, sync: bool) -> bool:
         """Whether the job may be what killed it: it had been taken in, or said to run."""

@@ -88,8 +88,9 @@ class Term:
             finished=self.finished, job_refused=self._refused,
         )  # fmt: skip
         self.members = Members(
-            bus=bus, fleet=fleet, clock=clock, ack_wait_s=settings.ack_wait_s, ours=self.ours, joined=self.dispatcher.freed
-        )
+            bus=bus, fleet=fleet, clock=clock, ack_wait_s=settings.ack_wait_s, ours=self.ours, joined=self.dispatcher.freed,
+            bury=self.settler.bury,
+        )  # fmt: skip
         self.feeds = Feeds(bus=bus, registry=registry, arrived=self.handlers.job, open_slots=lambda: fleet.open_slots)
         self.sweeper = Sweeper(
             bus=bus, clock=clock, fleet=fleet, registry=registry, settler=self.settler, every_s=settings.sweep_s,

@@ -36,6 +36,13 @@ def way(run: Run, reason: Reason | None) -> Way:
     return Way.RECORD_FIRST
 
 
+def used_up(run: Run, ending: Ending) -> bool:
+    """Whether this final is the end of a job that nobody waits for and that used up its attempts: a copy is kept for whoever
+    has to look into it."""
+    last = run.is_last and ending.attempt == run.call.attempt
+    return run.call.lane is Lane.ASYNC and last and ending.reason in RETRYABLE
+
+
 def persisted(persist: Persist, state: State) -> bool:
     """Whether the stores keep the record."""
     return persist is Persist.ALL or (persist is Persist.SUCCESS and state is State.SUCCESS)
