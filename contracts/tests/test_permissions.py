@@ -72,7 +72,7 @@ def test_the_scheduler_alone_makes_and_removes_consumers_of_work(service):
 
 @EVERY
 def test_streams_are_made_and_emptied_by_who_must(service):
-    purge = {registry.SCHEDULER: {"RUNS", "RUNS_SYNC"}, registry.PERSISTER: {"RECORDS"},
+    purge = {registry.SCHEDULER: {"RUNS", "RUNS_SYNC", "STATES"}, registry.PERSISTER: {"RECORDS"},
              registry.GATEWAY: {"OBJECTS_BODIES", "OBJECTS_CODE"}, registry.EXECUTOR: {"OBJECTS_BODIES"}}  # fmt: skip
     for stream in streams.STREAMS:
         made = service == registry.SCHEDULER and stream.storage == "memory"
