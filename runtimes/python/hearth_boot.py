@@ -24,10 +24,13 @@ class Folders:
     """Where a function's code, scratch and outputs are, and which folders are emptied after a call."""
 
     def __init__(self, root=""):
+        self.whole = not root
+        """The sandbox is a container of its own."""
         self.code = root + "/code"
         self.scratch = root + "/tmp"
         self.output = root + "/output"
         self.emptied = [self.scratch, self.output] + ([] if root else ["/dev/shm"])
+        self.writable = [self.scratch, self.output, "/dev", "/proc"]
 
 
 def main(argv, libc):

@@ -56,7 +56,7 @@ class Call:
 
     def log(self, stream, data):
         """Keep what the cap allows. Answers the frame that says so when the cap is reached, else None."""
-        if self._logged > LOG_BYTES_MAX:
+        if self._logged > LOG_BYTES_MAX or not data:
             return None
         room = LOG_BYTES_MAX - self._logged
         self._logged += len(data)

@@ -5,8 +5,9 @@ import struct
 from _signal import SIGKILL
 from _socket import MSG_DONTWAIT
 
+import hearth_json
 import hearth_processes as processes
-from hearth_calls import Child
+from hearth_calls import Child, ending
 from hearth_sockets import send_fds, socketpair
 
 READ_BYTES = 256 * 1024
@@ -19,7 +20,10 @@ ENDED = struct.Struct(">BIiQI")
 
 
 class Zygote:
-    """`on_forked(child)`, `on_ended(child)`, `on_loaded(answer)` and `on_gone(status)` tell what has happened."""
+    """`on_forked(child)`, `on_ended(child)`, `on_loaded(answer, ok)` and `on_gone(why)` tell what has happened.
+
+    Once it has imported a function it may say anything. What it has no right to say ends it.
+    """
 
     def __init__(self, loop, pid, control, *, on_forked, on_ended, on_loaded, on_gone):
         self._loop = loop
@@ -30,6 +34,7 @@ class Zygote:
         """Children asked for that have not been told of."""
         self._control = control
         self._tokens = 0
+        self._loaded = False
         self._on_forked, self._on_ended = on_forked, on_ended
         self._on_loaded, self._on_gone = on_loaded, on_gone
         loop.reading(control.fileno(), self._read)
@@ -66,26 +71,49 @@ class Zygote:
         at = 0
         while at < len(message):
             kind = message[at]
-            if kind == 80:  # P
+            if kind == 80 and len(message) - at >= FORKED.size:  # P
                 _, token, pid = FORKED.unpack_from(message, at)
                 at += FORKED.size
-                self._forked(token, pid)
-            elif kind == 68:  # D
+                if not self._forked(token, pid):
+                    self._break()
+                    return
+            elif kind == 68 and len(message) - at >= ENDED.size:  # D
                 _, token, *ended = ENDED.unpack_from(message, at)
                 at += ENDED.size
                 self._ended(token, tuple(ended))
-            else:  # K
-                self._on_loaded(message[at + 1 :])
+            else:
+                if kind != 75 or not self._told_loaded(message[at + 1 :]):  # K
+                    self._break()
                 return
 
+    def _told_loaded(self, answer):
+        """False when that is no answer, or the second one."""
+        try:
+            ok = hearth_json.loads(answer)["ok"] is True
+        except (ValueError, TypeError, LookupError, RecursionError):
+            return False
+        if self._loaded:
+            return False
+        self._loaded = True
+        self._on_loaded(answer, ok)
+        return True
+
+    def _break(self):
+        processes.signal_group(self.pid, SIGKILL)
+        self._gone("broke the protocol")
+
     def _forked(self, token, pid):
+        """False when nobody asked for it."""
+        child = self.children.get(token)
+        if child is None or child.pid or pid < 0:
+            return False
         self.forking -= 1
-        child = self.children[token]
         child.pid = pid
         if pid:
             self._on_forked(child)
         else:
             self._ended(token, (-1, 0, 0))
+        return True
 
     def _ended(self, token, ended):
         child = self.children.pop(token, None)
@@ -93,7 +121,7 @@ class Zygote:
             child.ended = ended
             self._on_ended(child)
 
-    def _gone(self):
+    def _gone(self, why=None):
         self._loop.reading(self._control.fileno(), None)
         try:
             _, status = os.waitpid(self.pid, 0)
@@ -101,6 +129,6 @@ class Zygote:
             status = -1  # reaped among the orphans
         self.forking = 0
         self.kill_all()
-        self._on_gone(status)
+        self._on_gone(why or ending(status))
         for token in list(self.children):
             self._ended(token, (SIGKILL, 0, 0))

@@ -26,6 +26,11 @@ class Link:
             os.set_blocking(fd, False)
         loop.reading(fd_in, self._read)
 
+    @property
+    def idle(self):
+        """Nothing waits to be written."""
+        return not (self._rest or self._urgent or self._bulk)
+
     def use_key(self, key):
         """Every frame after this one, in both directions, carries a code made with `key`."""
         self._decoder.mac = hearth_stream.Mac(key, hearth_stream.TO_SANDBOX)

@@ -10,6 +10,8 @@ READ_BYTES = 256 * 1024
 GATHER_S = 0.02
 #: Reads in a row from one pipe, so that a flood does not keep us from everything else.
 READS_MAX = 16
+#: A pipe that held so much is being filled as fast as it is read: letting it gather would only hold its writer up.
+FLOOD_BYTES = 32 * 1024
 
 
 class Output:
@@ -39,20 +41,23 @@ class Output:
         self._loop.reading(fd, lambda: self._readable(fd))
 
     def _readable(self, fd):
-        if self._read(fd, self._streams[fd]):
+        emptied, size = self._read(fd, self._streams[fd])
+        if emptied and size < FLOOD_BYTES:
             self._loop.reading(fd, None)
             self._gathering.add(fd)
             self._loop.later(GATHER_S, lambda: self._watch(fd))
 
     def _read(self, fd, stream):
-        """True when the pipe was emptied."""
+        """Whether the pipe was emptied, and how much was in it."""
+        size = 0
         for _ in range(READS_MAX):
             try:
                 data = os.read(fd, READ_BYTES)
             except BlockingIOError:
-                return True
+                return True, size
             if not data:
                 self._loop.reading(fd, None)  # every process that could print is gone
-                return False
+                return False, size
+            size += len(data)
             self._on_data(stream, data)
-        return False
+        return False, size

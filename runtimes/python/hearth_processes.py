@@ -10,36 +10,66 @@ CLEAN_IN_PLACE_MAX = 64
 EMPTY_TMPFS_BYTES = 40
 
 
+#: The sandbox's own control group, versions 1 and 2.
+TASK_COUNTS = ("/sys/fs/cgroup/pids/pids.current", "/sys/fs/cgroup/pids.current")
+
+
+class Census:
+    """How many threads there are, by the sandbox's control group. A process that is replaced by a copy of itself again and
+    again is in no listing for long enough to be looked at; but it counts."""
+
+    def __init__(self):
+        self._fd = -1
+        for path in TASK_COUNTS:
+            try:
+                self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                break
+            except OSError:
+                continue
+        if self._fd >= 0 and self.count() != threads():
+            os.close(self._fd)  # it counts something else
+            self._fd = -1
+
+    def count(self):
+        """None where it cannot be known."""
+        return None if self._fd < 0 else int(os.pread(self._fd, 32, 0))
+
+
 def pids():
     return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
 
 
-def parent(pid):
-    """The parent's pid; 0 when the process is gone or a zombie, which runs nothing any more."""
+def look(pid):
+    """(parent, threads); the parent is 0 when the process is a zombie, which runs nothing any more but counts until it is
+    collected. None when it is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            text = file.read(512)
+            text = file.read(1024)
     except OSError:
-        return 0
+        return None
     # The command's name stands in parentheses and may hold anything, so the fields are counted from its end.
-    fields = text[text.rindex(b")") + 2 :].split(None, 2)
-    return 0 if fields[0] in (b"Z", b"X") else int(fields[1])
+    fields = text[text.rindex(b")") + 2 :].split(None, 18)
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[1]), int(fields[17])
+
+
+def threads():
+    """Of all processes that can be seen."""
+    return sum(found[1] for found in map(look, pids()) if found)
 
 
 def leftovers(root, expected):
-    """Processes below `root` that are not expected. Zombies run nothing any more and do not count."""
-    found = []
-    for pid in pids():
+    """Processes below `root` that are not expected, and the threads of all. Zombies run nothing and are not left over."""
+    _reap()  # only before the look: what is collected after it would be seen and not be there to be counted
+    seen = {pid: found for pid in pids() if (found := look(pid))}
+    left = []
+    for pid, (above, _) in seen.items():
         if pid in expected:
             continue
-        above = parent(pid)
         while above > 1 and above != root:
-            above = parent(above)
+            above = seen.get(above, (0,))[0]
         if above == root:
-            found.append(pid)
-        elif above == 0:
-            _reap()
-    return found
+            left.append(pid)
+    return left, sum(count for _, count in seen.values())
 
 
 def _reap():

@@ -65,6 +65,9 @@ class Supervisor:
         """The child that waits for the next call."""
         self._failed_forks = 0
         self._expected = {1, os.getpid(), pid}
+        self._imports_run = False
+        """What the import started may end while it is expected."""
+        self._census = None
         self._looks = 0
         self._cleaner = 0
         self._spent = None
@@ -108,6 +111,8 @@ class Supervisor:
         if self._keyed:
             self._link.use_key(bytes.fromhex(hello["key"]))
         self._greeted = True
+        if self._folders.whole:
+            self._census = processes.Census()
         version = ".".join(map(str, sys.version_info[:3]))
         answer = {"protocol": frames.PROTOCOL, "runtime": "python", "version": version, "pid": os.getpid(), "concurrency": 1}
         self._link.send(frames.encode(frames.HELLO, hearth_json.dumps(answer)))
@@ -137,13 +142,15 @@ class Supervisor:
             os.close(self._code)
             self._code, self._spec = None, b""
 
-    def _zygote_loaded(self, answer):
+    def _zygote_loaded(self, answer, ok):
         self._output.drain()
         self._logging = None
-        if hearth_json.loads(answer)["ok"]:
+        if ok:
             self._loaded = True
             # What the code started while it was imported is part of it, and stays as long as the sandbox.
-            self._expected.update(processes.leftovers(os.getpid(), self._expected))
+            started, _ = processes.leftovers(os.getpid(), self._expected)
+            self._imports_run = bool(started)
+            self._expected.update(started)
             self._fork_ahead()
         self._link.send(frames.encode(frames.LOADED, answer))
 
@@ -357,10 +364,13 @@ class Supervisor:
         self._link.send(frames.encode(frames.SETTLED, payload, call.number), bulk=call.streamed)  # after its result
 
     def _left_behind(self):
-        self._expected.add(self._idle.pid)
-        found = processes.leftovers(os.getpid(), self._expected)
-        self._expected.discard(self._idle.pid)
-        return found
+        expected = self._expected | {self._idle.pid}
+        count = self._census.count() if self._census is not None else None
+        if count == len(expected) and not self._imports_run:
+            return False  # each of them has one thread at least, and lives
+        left, seen = processes.leftovers(os.getpid(), expected)
+        # More than can be seen: one that never stays one process.
+        return bool(left) or (count is not None and self._census.count() > seen)
 
     def _clean_apart(self):
         pid = self._cleaner = processes.empty_apart(self._folders.emptied)
@@ -406,6 +416,7 @@ class Supervisor:
             if self._failed_forks >= FAILED_FORKS_MAX:
                 self._spent = self._spent or "its processes end before they are called"
             self._fork_ahead()
+            self._end_if_of_no_use()
         self._settle()
 
     def _finish_ended(self, child):
@@ -421,12 +432,18 @@ class Supervisor:
         if not child.paused and child.call is call and call.final is None:
             self._answer(call, failure(call, "Exited", f"the process {ending(child.ended[0])}", child.ended))
 
-    def _zygote_gone(self, status):
+    def _zygote_gone(self, why):
         self._spent = self._spent or "the zygote ended"
         if not self._loaded:
-            error = {"type": "Exited", "message": f"the import {ending(status)}", "traceback": ""}
-            self._zygote_loaded(hearth_json.dumps({"ok": False, "error": error}))
+            error = {"type": "Exited", "message": f"the import {why}", "traceback": ""}
+            self._zygote_loaded(hearth_json.dumps({"ok": False, "error": error}), False)
+        self._end_if_of_no_use()
         self._settle()
+
+    def _end_if_of_no_use(self):
+        """Between calls nobody could be told that there will be no other: the link's end tells it."""
+        if self._spent and self._loaded and self._call is None and self._settling is None and self._link.idle:
+            self._lost(self._spent)
 
 
 def _may_send(call, kind, number, size):

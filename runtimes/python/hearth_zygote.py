@@ -14,6 +14,7 @@ import hearth_child
 import hearth_code
 import hearth_forks
 import hearth_json
+import hearth_landlock
 import hearth_result
 import hearth_unpack
 from hearth_sockets import receive_fds, socket
@@ -79,6 +80,7 @@ def _read_all(fd):
 def _load(control, spec, unpacker, code_fd, folders, libc):
     """Unpack, import, and find the handler. What goes wrong is told with the user's frames only."""
     began = time.monotonic()
+    me, end = os.getpid(), os._exit
     sys.dont_write_bytecode = True
     hearth_child.prepare_output(libc)
     hearth_child.prepare_environment(spec, folders)
@@ -86,12 +88,15 @@ def _load(control, spec, unpacker, code_fd, folders, libc):
     try:
         size = unpacker.unpack(spec["code"], code_fd)
         unpacked = time.monotonic()
+        hearth_landlock.confine(libc, folders.writable)
         sys.path[:] = hearth_code.search_path(folders.code, sys.path)
         handler = hearth_code.find_handler(spec["handler"])
         hearth_child.prepare_for(handler)
     except BaseException as error:
         control.send(b"K" + hearth_json.dumps({"ok": False, "error": hearth_result.describe(error)}))
         return None
+    if os.getpid() != me:
+        end(0)  # the import forked, and this is the copy: only the original is the zygote
     imported = time.monotonic()
     hearth_child.rehearse(spec, hearth_child.REHEARSALS, folders)
     gc.freeze()

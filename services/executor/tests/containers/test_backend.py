@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hearth_executor.containers import cgroup, profile
+from hearth_executor.containers import cgroup, pool, profile
 from hearth_executor.containers.engine import Engine
 from hearth_executor.domain.limits import MIB, PLATFORM_MEMORY_MB
 from hearth_executor.errors import BackendUnavailable, ImageMissing, SandboxError
@@ -297,3 +297,29 @@ async def test_a_frozen_container_can_be_killed(start_backend, one_file):
         await asyncio.wait_for(ended.wait(), 5)
         asyncio.get_running_loop().remove_reader(pidfd)
         os.close(pidfd)
+
+
+STOPS = """
+import os
+def handle(event, context):
+    if os.fork() == 0:
+        os.setsid()
+        while True: pass
+    os.kill(os.getppid(), 19)  # its zygote: nobody can be forked, and nobody is told of what ended
+    return 1
+"""
+
+
+async def test_who_stops_the_one_that_tidies_up_does_not_run_on(start_backend, one_file, monkeypatch):
+    """What cannot be put in order after a call is destroyed, with what still runs in it; control: while it is let be, it runs."""
+    monkeypatch.setattr(pool, "UNSETTLED_S_MAX", 1.0)
+    async with start_backend() as backend:
+        stops = one_file(STOPS, cpu=1)
+        unit = await backend.make(stops.version, stops.chunks)
+        group, pid = container_of(unit).cgroup, container_of(unit).pid
+        assert (await stops.call(unit)).result == b"1"
+        backend.give_back(unit, reusable=True)
+        before = group.read().cpu_us
+        await until(lambda: group.read().cpu_us > before + 100_000)  # the spinner does run meanwhile
+        await until(lambda: unit.gone)
+        await until(lambda: not Path(f"/proc/{pid}").exists())

@@ -41,6 +41,9 @@ CLOSE_S_MAX = 20.0
 #: Seconds without a call after which a unit is frozen. Freezing and thawing take the kernel 0.05 ms each.
 FREEZE_AFTER_S = 0.05
 
+#: Seconds that putting a unit in order may take: what goes on for longer has been stopped by the function, or hides from us.
+UNSETTLED_S_MAX = 4.0
+
 #: Idle units looked at for one that is in order: putting in order takes a millisecond, so more would find no better one.
 LOOKS_MAX = 4
 
@@ -324,7 +327,11 @@ class Pool:
         unit.freezing = None
         if unit.busy or unit.gone:
             return
-        left_s = FREEZE_AFTER_S - (self._now() - unit.idle_since)
+        idle_s = self._now() - unit.idle_since
+        left_s = FREEZE_AFTER_S - idle_s
+        if idle_s > UNSETTLED_S_MAX and not unit.booted.sandbox.settled:
+            self._destroy(unit)
+            return
         if left_s > 0 or not unit.booted.sandbox.settled:
             again = max(left_s, FREEZE_AFTER_S / 5)
             unit.freezing = asyncio.get_running_loop().call_later(again, self._freeze, unit)

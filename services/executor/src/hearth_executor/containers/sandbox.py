@@ -13,20 +13,21 @@ from hearth_executor.containers.frames import Frame, Kind
 from hearth_executor.containers.link import Link
 from hearth_executor.containers.meter import Kills, Meter
 from hearth_executor.containers.running import Running
+from hearth_executor.domain import limits
 from hearth_executor.errors import LinkFailed, SandboxError, SandboxSpent
 from hearth_executor.ports import CallEvents, Finished, Invocation, Usage
 from hearth_kit.clock import Clock, SystemClock
 
 #: From the container's start to the supervisor's answer. It takes 15-60 ms; a machine under load may be much slower.
 BOOT_S_MAX = 30.0
-#: An import that takes longer than this is taken for one that hangs.
-LOAD_S_MAX = 300.0
+#: How long a bundle may take to come, seconds; the import has its own limit.
+CODE_S_MAX = 300.0
 #: Between SIGTERM and SIGKILL, when a call has to stop.
 GRACE_S = 1.0
 #: After SIGKILL the supervisor tells of the end at once; when it does not, the whole sandbox is given up.
 KILL_S_MAX = 0.7
 #: Supervisors look for leftovers and clean up for a few seconds at most.
-SETTLE_S_MAX = 10.0
+SETTLE_S_MAX = 6.0
 #: Events up to this size travel in the call's own frame.
 INLINE_EVENT_BYTES_MAX = 256 * 1024
 
@@ -113,17 +114,19 @@ class ContainerSandbox:
         payload = frames.json_bytes(_load_message(version))
         if len(payload) > frames.PAYLOAD_BYTES_MAX:
             raise SandboxError("the function's environment is larger than 1 MiB", reason=Reason.REJECTED)
+        import_s = limits.import_s_max(version)
         try:
-            async with asyncio.timeout(LOAD_S_MAX):
+            async with asyncio.timeout(CODE_S_MAX) as limit:
                 self._link.send(Kind.LOAD, payload)
                 async for chunk in code:
                     await self._link.send_data(Kind.CODE, chunk)
                 self._link.send(Kind.CODE, flags=frames.END)
                 sent = self._clock.monotonic()
+                limit.reschedule(loop.time() + import_s)
                 answer = await self._loaded
         except TimeoutError:
             self._spend("the import did not end")
-            raise SandboxError(f"the code was not imported within {LOAD_S_MAX:.0f} s", reason=Reason.TIMEOUT) from None
+            raise SandboxError(f"the code was not imported within {import_s:.0f} s", reason=Reason.TIMEOUT) from None
         except LinkFailed as error:
             if self._meter.kills().memory:
                 raise SandboxError("memory ran out while the code was imported", reason=Reason.OOM) from error

@@ -15,6 +15,11 @@ PLATFORM_MEMORY_MB = 16
 #: Booting and importing run at one full CPU, whatever the function asked for: a start is short, and everyone waits for it.
 BOOT_CPUS = 1.0
 
+#: An import may take as long as a call, seconds, and this long at least: the first one reads cold files, and a short limit is
+#: meant for the calls. With no limit of its own a function has the longest.
+IMPORT_S_MIN = 10.0
+IMPORT_S_MAX = 300.0
+
 #: Archives rarely unpack to more than this many times their size; while code is unpacked the limit allows for it.
 UNPACK_RATIO = 10
 
@@ -65,6 +70,10 @@ def while_serving(version: FunctionVersion, unpacked_bytes: int) -> Limits:
     """The function's own memory whole, beside its code and the platform's processes."""
     memory = (version.spec.memory_mb + PLATFORM_MEMORY_MB) * MIB + unpacked_bytes
     return Limits(memory_bytes=memory, cpus=version.spec.cpu)
+
+
+def import_s_max(version: FunctionVersion) -> float:
+    return min(max(version.spec.timeout_s or IMPORT_S_MAX, IMPORT_S_MIN), IMPORT_S_MAX)
 
 
 def class_mb(version: FunctionVersion) -> int:

@@ -30,17 +30,19 @@ async def engine() -> AsyncIterator[Engine]:
 
 class StartContainer(Protocol):
     async def __call__(
-        self, mode: LinkMode = "fast", memory_mb: int = 128, *, without: tuple[str, str] | None = None
+        self, mode: LinkMode = "fast", memory_mb: int = 128, *, without: tuple[tuple[str, str], ...] = ()
     ) -> Container: ...
 
 
-#: Starts the supervisor with one of its guards taken out, for control runs.
+#: Starts the supervisor with some of its guards taken out, for control runs.
 CRIPPLED = """
 import sys
 path = "/opt/hearth/supervisor.py"
 text = open(path).read()
-assert text.count({old!r}) == 1
-exec(compile(text.replace({old!r}, {new!r}), path, "exec"), {{"__name__": "__main__", "__file__": path}})
+for old, new in {guards!r}:
+    assert text.count(old) == 1
+    text = text.replace(old, new)
+exec(compile(text, path, "exec"), {{"__name__": "__main__", "__file__": path}})
 """
 
 
@@ -51,7 +53,7 @@ async def start_container(engine: Engine, built_image: str) -> AsyncIterator[Sta
     owner = profile.Owner(platform=f"test-{secrets.token_hex(4)}", executor="sandbox-test", boot=secrets.token_hex(4))
     uids = iter(range(0x77100000 + os.getpid() % 4096 * 64, 0x77800000))
 
-    async def start(mode: LinkMode = "fast", memory_mb: int = 128, *, without: tuple[str, str] | None = None) -> Container:
+    async def start(mode: LinkMode = "fast", memory_mb: int = 128, *, without: tuple[tuple[str, str], ...] = ()) -> Container:
         name = f"hearth-test-{secrets.token_hex(6)}"
         uid = next(uids)
         config = profile.create_config(
@@ -65,8 +67,8 @@ async def start_container(engine: Engine, built_image: str) -> AsyncIterator[Sta
             limits=at_boot(memory_mb),
             folders=folders(memory_mb),
         )
-        if without is not None:
-            code = CRIPPLED.format(old=without[0], new=without[1])
+        if without:
+            code = CRIPPLED.format(guards=without)
             config["Entrypoint"] = ["/usr/bin/python3", "-I", "-S", "-c", code]
             config["Labels"][LABEL_EXPECTED] = "another command"
         container_id = await engine.create(config, name=name)
@@ -179,7 +181,7 @@ def load_function(start_container: StartContainer) -> LoadFunction:
         mode: LinkMode = "fast",
         kind: str = "file",
         memory_mb: int = 128,
-        without: tuple[str, str] | None = None,
+        without: tuple[tuple[str, str], ...] = (),
         **spec: Any,
     ) -> Function:
         sandbox = await boot(await start_container(mode, memory_mb, without=without))
