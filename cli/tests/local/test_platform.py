@@ -182,6 +182,18 @@ def test_in_the_foreground_a_signal_stops_all(data: DataDir) -> None:
     assert containers(data.platform()) == []
 
 
+def test_a_start_that_is_told_to_end_leaves_nothing(data: DataDir) -> None:
+    """As with Ctrl-C: whatever was started for this command alone is stopped before it ends."""
+    command = [sys.executable, "-m", "hearth_cli", "up", "--detach", "--no-install", "--data", str(data.root)]
+    with subprocess.Popen([*command, "--port", str(free_port())], stderr=subprocess.PIPE, text=True) as starting:
+        until(data.processes.exists)
+        starting.send_signal(signal.SIGTERM)
+        starting.communicate(timeout=60)
+        assert starting.returncode == 128 + signal.SIGTERM
+    assert list(proc.of_platform(data.platform())) == []
+    assert containers(data.platform()) == []
+
+
 @pytest.mark.docker
 def test_a_function_is_written_deployed_called_and_looked_up(data: DataDir, tmp_path: Path) -> None:
     with up(data):

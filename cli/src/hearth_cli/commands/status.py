@@ -1,12 +1,15 @@
 """`hearth status`: every process, asked itself, and the fleet as the gateway sees it."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from hearth_cli import terminal
 from hearth_cli.client import Gateway
 from hearth_cli.local import platform
 from hearth_cli.local.data_dir import DataDir
+
+#: Characters of what an executor says of its engine.
+NOTE_MAX: Final = 160
 
 
 def run(told: Path | None, *, url: str, key: str, as_json: bool) -> None:
@@ -53,12 +56,17 @@ def _show_fleet(fleet: dict[str, Any]) -> None:
         terminal.out("no executor has reported")
     for one in executors:
         for name, said in (one.get("backend_notes") or {}).items():
-            terminal.out(f"  {one.get('executor')}: {name}: {said}")
+            terminal.out(f"  {one.get('executor')}: {name}: {_short(str(said))}")
     for function, depth in (fleet.get("queues") or {}).items():
         terminal.out(f"  waiting for {function}: {depth}")
     for stream in fleet.get("streams") or []:
         if stream.get("state") != "ok":
             terminal.out(f"  stream {stream.get('name')}: {stream.get('state')}; ./hearth doctor")
+
+
+def _short(text: str) -> str:
+    """As much as stands on a line or two; `--json` has the whole."""
+    return text if len(text) <= NOTE_MAX else f"{text[:NOTE_MAX].rsplit(' ', 1)[0]} … (all of it: ./hearth status --json)"
 
 
 def _counts(by_name: dict[str, int] | None) -> str:

@@ -104,9 +104,17 @@ def wait_ready(
         rows = table.get("processes", [])
         hopeless = [row["name"] for row in rows if row["crashes"] >= HOPELESS_CRASHES]
         if hopeless:
-            raise StartFailed(f"{hopeless[0]} does not start.", detail=tail(plan.data.logs / f"{hopeless[0]}.log", 15))
+            raise StartFailed(
+                f"{hopeless[0]} does not start.",
+                detail=tail(plan.data.logs / f"{hopeless[0]}.log", 15),
+                fix=f"mend what its log says: ./hearth logs {hopeless[0]}{plan.data.option}",
+            )
         if not is_locked(plan.data.lock) and time.monotonic() - began > 5:
-            raise StartFailed("The supervisor ended.", detail=tail(plan.data.logs / "supervisor.log", 15))
+            raise StartFailed(
+                "The supervisor ended.",
+                detail=tail(plan.data.logs / "supervisor.log", 15),
+                fix=f"mend what its log says: ./hearth logs supervisor{plan.data.option}",
+            )
         late = [row["name"] for row in rows if row["state"] != "ready"]
         if len(rows) == len(plan.servers) + len(plan.instances) and not late:
             late = ["the fleet"] if executors_alive(system(plan.address, plan.data)) < plan.options.executors else []
@@ -116,7 +124,11 @@ def wait_ready(
             raise StartFailed("Stopped while starting.")
         starting(late)
         time.sleep(_POLL_S)
-    raise StartFailed(f"Not ready after {within_s:g} s: {', '.join(late)}.", detail=_tails(plan, late))
+    raise StartFailed(
+        f"Not ready after {within_s:g} s: {', '.join(late)}.",
+        detail=_tails(plan, late),
+        fix=f"mend what the logs say: ./hearth logs {late[0]}{plan.data.option}",
+    )
 
 
 def _tails(plan: Plan, names: list[str]) -> str:
