@@ -94,6 +94,19 @@ async def test_an_answer_without_a_length_is_a_failure() -> None:
     assert failures(seen) == 4
 
 
+async def test_it_ends_with_the_requests_or_the_seconds_whichever_are_over_first() -> None:
+    async def serve(number: int, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.01)
+        writer.write(OK)
+
+    async with server(serve) as port:
+        few = await load.drive(plan(port, requests=8, seconds=20))
+        brief = await load.drive(plan(port, requests=1_000_000, seconds=0.2))
+    assert few["statuses"] == {"200": 8}
+    assert few["seconds"] < 5
+    assert 4 <= brief["statuses"]["200"] < 100
+
+
 async def test_what_comes_before_the_slice_is_not_counted_unless_it_fails() -> None:
     began = asyncio.get_running_loop().time()
     served: list[float] = []

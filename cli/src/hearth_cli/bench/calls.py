@@ -27,7 +27,7 @@ async def warm(target: Target, scale: Scale, isolation: str, goal: WarmGoal | No
     name = fresh("warm")
     await target.deploy(name, unique(HELLO), isolation=isolation)
     await target.load(name, clients=1, requests=50)
-    seen = await target.load(name, clients=1, requests=scale.calls)
+    seen = await target.load(name, clients=1, requests=scale.beside_calls if on else scale.calls, seconds=scale.calls_s)
     p50, p99 = percentile(seen["latencies_ms"], 0.5), percentile(seen["latencies_ms"], 0.99)
     failed = failures(seen)
     lost = await target.recorded(name, seen["jobs"])

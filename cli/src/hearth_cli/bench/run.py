@@ -32,6 +32,10 @@ class Place:
     processes: tuple[Process, ...] = ()
 
 
+#: Both platforms, how long, and until when (loop time).
+Compare = Callable[[Target, Target, Scale, float], Awaitable[Row]]
+
+
 class Bench:
     """One run. Progress goes to stderr, the table to stdout."""
 
@@ -65,14 +69,13 @@ class Bench:
                 else:
                     await self._one(step.label, step.measure(target, self.scale))
 
-    def compare(
-        self, first: Place, second: Place, label: str, measure: Callable[[Target, Target, Scale], Awaitable[Row]]
-    ) -> None:
+    def compare(self, first: Place, second: Place, label: str, measure: Compare) -> None:
         """A row that needs two platforms."""
 
         async def both() -> None:
             async with _targets(first, second) as (one, other):
-                await self._one(label, measure(one, other, self.scale))
+                left_s = self._started + self.scale.total_s - time.monotonic()
+                await self._one(label, measure(one, other, self.scale, asyncio.get_running_loop().time() + left_s))
 
         asyncio.run(both())
 

@@ -32,6 +32,9 @@ class Scale:
 
     calls: int
     """Of one client: a p99 stands on a hundredth of them."""
+    beside_calls: int
+    calls_s: float
+    """What these calls may take: a slow machine makes fewer."""
     cold: int
     load_s: float
     beside_s: float
@@ -39,11 +42,17 @@ class Scale:
     pairs: int
     """Slices with tracing and without."""
     slice_s: float
+    total_s: float
+    """Once so much has gone by, no more pairs than are needed."""
     large_mib: int
 
 
-QUICK: Final = Scale(calls=1000, cold=15, load_s=5, beside_s=3, pairs=12, slice_s=0.8, large_mib=128)
-FULL: Final = Scale(calls=5000, cold=60, load_s=20, beside_s=10, pairs=30, slice_s=1.5, large_mib=1024)
+QUICK: Final = Scale(
+    calls=1000, beside_calls=500, calls_s=4, cold=15, load_s=4, beside_s=2.5, pairs=12, slice_s=0.8, total_s=150, large_mib=128
+)  # fmt: skip
+FULL: Final = Scale(
+    calls=5000, beside_calls=2000, calls_s=60, cold=60, load_s=20, beside_s=10, pairs=30, slice_s=1.5, total_s=3600, large_mib=1024
+)  # fmt: skip
 
 
 def fresh(name: str) -> str:

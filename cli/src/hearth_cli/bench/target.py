@@ -100,13 +100,13 @@ class Target:
     async def load(
         self, name: str, *, clients: int, requests: int = -1, seconds: float = 0, lead_s: float = 0, body: str = "{}"
     ) -> dict[str, Any]:
-        """Drive one function from another process."""
+        """Drive one function from another process: so many requests, so many seconds, or whichever is over first."""
         request = (
             f"POST /v1/functions/{name}/invoke HTTP/1.1\r\nHost: {self.host}:{self.port}\r\nx-api-key: {self.key}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
         )
         plan: dict[str, Any] = {"host": self.host, "port": self.port, "tls": self.tls, "request": request, "clients": clients}
-        plan.update({"requests": requests} if requests >= 0 else {"seconds": seconds, "lead_s": lead_s})
+        plan.update({"requests": requests, "seconds": seconds, "lead_s": lead_s})
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "hearth_cli.bench.load", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
         )

@@ -4,6 +4,7 @@ The speed of a machine that is shared changes by more than what is looked for, w
 slices, one right after the other, and each pair is compared by itself: what slows the machine slows both of a pair.
 """
 
+import asyncio
 import statistics
 from collections.abc import Sequence
 from typing import Final
@@ -17,12 +18,15 @@ WHAT: Final = "tracing at shipped sampling: throughput lost"
 BUDGET_PERCENT: Final = 5.0
 #: Enough to keep two processors busy.
 CLIENTS: Final = 64
+#: Fewer say nothing of where their median lies.
+PAIRS_MIN: Final = 6
 #: In front of each slice, not counted: the traces that were saved up while the other one was driven are taken in it.
 LEAD_S: Final = 0.2
 
 
-async def tracing(on: Target, off: Target, scale: Scale) -> Row:
-    """Calls a second with tracing against without, pair by pair."""
+async def tracing(on: Target, off: Target, scale: Scale, until: float) -> Row:
+    """Calls a second with tracing against without, pair by pair; `until` (loop time) no more pairs than are needed."""
+    loop = asyncio.get_running_loop()
     names: dict[Target, str] = {}
     for target in (on, off):
         names[target] = fresh("traced")
@@ -33,6 +37,8 @@ async def tracing(on: Target, off: Target, scale: Scale) -> Row:
     calls: dict[Target, int] = {on: 0, off: 0}
     failed = 0
     for pair in range(scale.pairs):
+        if pair >= PAIRS_MIN and loop.time() > until:
+            break
         # Who goes first alternates: a machine that grows slower would else always favour the same one.
         for target in (on, off) if pair % 2 else (off, on):
             seen = await target.load(names[target], clients=CLIENTS, seconds=scale.slice_s, lead_s=LEAD_S)
