@@ -39,7 +39,16 @@ BUILDERS = {
     "ai_tokens": 4, "dead": 4, "trace": 2, "object_chunk": 4, "object_meta": 4, "control": 2, "chunk": 3, "invoke": 3, "depths": 2,
     "presence": 3, "moved": 2,
 }  # fmt: skip
-PREFIXES = {"runs_of": 2, "replies_of": 2, "chunks_of": 2, "ai_tokens_of": 3, "object_all": 3, "objects_in": 2}
+PREFIXES = {
+    "runs_of": 2,
+    "states_of": 2,
+    "states_of_function": 3,
+    "replies_of": 2,
+    "chunks_of": 2,
+    "ai_tokens_of": 3,
+    "object_all": 3,
+    "objects_in": 2,
+}
 #: Not of plain tokens: people choose the path of an event, and a job id has a form of its own.
 EVENTS = {"event", "events_matching", "run_anywhere"}
 

@@ -491,6 +491,8 @@ async def test_the_last_of_each_subject_is_read_past_the_brokers_thousand(world)
     assert len(found) == len({one.subject for one in found}) == 2300
     assert [one.sequence for one in found] == sorted(one.sequence for one in found)
     assert sum(one.message.body == b"again" for one in found) == 100
+    some = await world.bus.get_last_each("KV_KEYS", ["$KV.KEYS.>"], messages_max=1000)
+    assert [one.sequence for one in some] == [one.sequence for one in found[:1000]]
     [seventh] = await world.bus.get_last_each("KV_KEYS", ["$KV.KEYS.none", "$KV.KEYS.k0007"])
     assert (seventh.subject, seventh.message.body) == ("$KV.KEYS.k0007", b"again")
     assert await world.bus.get_last_each("JOBS", [subjects.JOBS_ALL]) == []

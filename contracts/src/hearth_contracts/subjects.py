@@ -83,6 +83,14 @@ def state(tenant: str, job_id: str) -> str:
     return _subject("states", tenant, names.function_of(job_id), job_id)
 
 
+def states_of(tenant: str) -> str:
+    return f"{_subject('states', tenant)}.>"
+
+
+def states_of_function(tenant: str, function: str) -> str:
+    return f"{_subject('states', tenant, function)}.*"
+
+
 STATES_ALL: Final = f"{PREFIX}.states.>"
 
 

@@ -143,8 +143,9 @@ class Bus(Sender, Protocol):
         """The first message at or after `sequence` whose subject matches (wildcards allowed)."""
         ...
 
-    async def get_last_each(self, stream: str, subjects: Sequence[str]) -> list[Stored]:
-        """The last message of every matching subject."""
+    async def get_last_each(self, stream: str, subjects: Sequence[str], *, messages_max: int = 0) -> list[Stored]:
+        """The last message of every matching subject. With `messages_max` only about so many are read, the oldest first: of a
+        stream that may hold millions."""
         ...
 
     async def ensure_consumer(self, spec: ConsumerSpec) -> None:

@@ -50,16 +50,18 @@ class JetStream:
     async def _direct(self, stream: str, query: dict[str, Any]) -> Stored | None:
         return _stored(await self._ask(f"{self._api}.DIRECT.GET.{stream}", json.dumps(query).encode(), b"", READ_S, retry=True))
 
-    async def get_last_each(self, stream: str, subjects: Sequence[str]) -> list[Stored]:
+    async def get_last_each(self, stream: str, subjects: Sequence[str], *, messages_max: int = 0) -> list[Stored]:
         """The stream from its start, page by page (broker 2.11's batched direct get), keeping each subject's last.
 
         Its `multi_last` question looks made for this, but the broker refuses it altogether past 1,024 subjects.
         """
         last: dict[str, Stored] = {}
+        read = 0
         for subject in subjects:
             start, more = 1, True
-            while more:
+            while more and not 0 < messages_max <= read:
                 page, more = await self._page(stream, subject, start)
+                read += len(page)
                 for stored in page:
                     last[stored.subject] = stored
                     start = stored.sequence + 1

@@ -5,6 +5,7 @@ the same behaviour as the real broker. Time is a `ManualClock`: redeliveries, de
 """
 
 import asyncio
+import itertools
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -303,8 +304,9 @@ class MemoryBus:
     async def get_next(self, stream: str, subject: str, sequence: int = 1) -> Stored | None:
         return self._stored(next((item for item in self._stream(stream).matching(subject) if item.sequence >= sequence), None))
 
-    async def get_last_each(self, stream: str, subjects: Sequence[str]) -> list[Stored]:
-        last = {item.subject: item for subject in subjects for item in self._stream(stream).matching(subject)}
+    async def get_last_each(self, stream: str, subjects: Sequence[str], *, messages_max: int = 0) -> list[Stored]:
+        found = (item for subject in subjects for item in self._stream(stream).matching(subject))
+        last = {item.subject: item for item in itertools.islice(found, messages_max or None)}
         ordered = sorted(last.values(), key=lambda item: item.sequence)
         return [stored for item in ordered if (stored := self._stored(item)) is not None]
 

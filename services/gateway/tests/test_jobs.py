@@ -267,6 +267,28 @@ async def test_another_tenants_id_finds_nothing_on_any_route(gateway, eventually
         assert (await gateway.call("GET", f"/v1/jobs/{job_id}"))[0] == 404
 
 
+async def test_what_has_not_ended_is_listed_first(gateway):
+    await gateway.deploy()
+    await gateway.deploy("other")
+    gateway.double.placed = False
+    jobs = [(await gateway.invoke(headers={"prefer": "respond-async"}))[1]["job"] for _ in range(3)]
+    _, body, _ = await gateway.call("GET", "/v1/jobs")
+    assert [(row["job"], row["state"], row["lane"]) for row in body["jobs"]] == [
+        (job, "PENDING", "async") for job in reversed(jobs)
+    ]
+    for asked, expected in (
+        ("limit=2", [jobs[2], jobs[1]]), ("function=other", []), ("state=SUCCESS", []), ("state=pending&function=hello", jobs[::-1]),
+        ("until=1", []), ("cursor=1.0~x", []),
+    ):  # fmt: skip
+        _, body, _ = await gateway.call("GET", f"/v1/jobs?{asked}")
+        assert [row["job"] for row in body["jobs"]] == expected, asked
+    theirs = await gateway.tenant_key("acme")
+    assert (await gateway.call("GET", "/v1/jobs", key=theirs))[1]["jobs"] == []
+    await gateway.call("DELETE", f"/v1/jobs/{jobs[0]}")
+    _, body, _ = await gateway.call("GET", "/v1/jobs")
+    assert [row["job"] for row in body["jobs"]] == [jobs[2], jobs[1]]
+
+
 async def test_history_comes_from_the_archive(gateway):
     status, body, _ = await gateway.call("GET", "/v1/jobs?function=hello&state=success&limit=10")
     assert (status, body) == (200, {"jobs": [], "next": ""})

@@ -1,5 +1,6 @@
 """Routes of jobs: every call is addressable."""
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from hearth_gateway.errors import BadRequest, JobNotFinished, ResultGone
 from hearth_gateway.http import event_stream, outputs, results, sending
 from hearth_gateway.http.routing import Ask, Endpoint, Parameter
 from hearth_gateway.http.sending import Receive, Scope, Send
-from hearth_gateway.jobs import events, replay, traces, view
+from hearth_gateway.jobs import events, replay, traces, unfinished, view
 from hearth_gateway.jobs.cancel import Canceller
 from hearth_gateway.jobs.lookup import Found, Jobs
 from hearth_kit.clock import Clock
@@ -47,7 +48,7 @@ class JobRoutes:
         gone = {404: "no such job"}
         wait = Parameter("wait", f"seconds to wait for the end, at most {WAIT_S_MAX}", kind="number")
         return [
-            Endpoint("GET", "/v1/jobs", self.history, "List jobs, newest first", tag, parameters=(
+            Endpoint("GET", "/v1/jobs", self.history, "List jobs: those that have not ended, then the others, newest first", tag, parameters=(
                 Parameter("function", "only of this function"), Parameter("state", "PENDING, PROCESSING, SUCCESS or FAILED"),
                 Parameter("since", "Unix seconds", kind="number"), Parameter("until", "Unix seconds", kind="number"),
                 Parameter("limit", "1 to 500", kind="integer"), Parameter("cursor", "next of the page before"))),
@@ -95,7 +96,22 @@ class JobRoutes:
             until=ask.number("until", 0, low=0, high=1e12), limit=int(ask.number("limit", 50, low=1, high=500)),
             cursor=ask.query("cursor")[:500],
         )  # fmt: skip
-        return Response(await self.jobs.history(query), media_type="application/json")
+        return Response(await self._page(query), media_type="application/json")
+
+    async def _page(self, query: ArchiveQuery) -> bytes:
+        """What has not ended stands first, on the first page."""
+        running: list[Any] = []
+        if not query.cursor and query.state in ("", State.PENDING, State.PROCESSING):
+            running = await unfinished.newest(
+                self.jobs, query.tenant, function=query.function, state=query.state, since=query.since, until=query.until,
+                limit=query.limit,
+            )  # fmt: skip
+        if not running:
+            return await self.jobs.history(query)
+        room = max(1, query.limit - len(running))
+        page = json.loads(await self.jobs.history(query.model_copy(update={"limit": room})))
+        ended = {row["job"] for row in page["jobs"]}
+        return json.dumps({**page, "jobs": [row for row in running if row["job"] not in ended] + page["jobs"]}).encode()
 
     async def show(self, ask: Ask) -> Response:
         return JSONResponse(view.of(await self._found(ask)))
