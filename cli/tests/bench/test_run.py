@@ -1,6 +1,7 @@
 """A run: what it measures where, what it leaves out and says so, and what it prints."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,22 +18,30 @@ from hearth_cli.bench.target import Process, Target
 NOWHERE = Place("http://127.0.0.1:1", "no-key")
 
 
-def step(label: str, row: Row | Exception, *, here: bool = False) -> Step:
+def step(label: str, row: Row | Exception, *, here: bool = False, here_too: str = "") -> Step:
     async def measure(target: Target, scale: Scale) -> Row:
         if isinstance(row, Exception):
             raise row
         return row
 
-    return Step(label, measure, here=here)
+    return Step(label, measure, here=here, here_too=here_too)
 
 
 def test_what_needs_the_processes_is_left_out_elsewhere_with_the_reason() -> None:
-    steps = [step("memory", Row("memory", "1"), here=True), step("calls", Row("calls", "2"))]
+    steps = [step("memory", Row("memory", "1"), here=True), step("calls", Row("calls", "2"), here_too="CPU per call")]
     bench = Bench(quick=True)
     bench.measure(NOWHERE, steps)
     assert [row.what for row in bench.rows] == ["calls"]
-    assert bench.left_out == [LeftOut("memory", "its processes are not on this machine")]
-    assert "not in the table: memory (its processes are not on this machine)" in bench.as_table(styled=False)
+    why = "the platform's processes are not on this machine"
+    assert bench.left_out == [LeftOut("memory", why), LeftOut("CPU per call", why)]
+    assert f"not in the table: memory ({why})" in bench.as_table(styled=False)
+
+
+def test_on_this_machine_nothing_is_left_out() -> None:
+    bench = Bench(quick=True)
+    place = Place(NOWHERE.url, NOWHERE.key, (Process("gateway-1", os.getpid()),))
+    bench.measure(place, [step("memory", Row("memory", "1"), here=True), step("calls", Row("calls", "2"), here_too="CPU")])
+    assert ([row.what for row in bench.rows], bench.left_out) == (["memory", "calls"], [])
 
 
 def test_a_step_that_fails_is_a_missed_row_and_the_others_go_on() -> None:

@@ -22,6 +22,8 @@ class Step:
     measure: Measure
     here: bool = False
     """It reads the processes themselves, so they must be on this machine."""
+    here_too: str = ""
+    """Rows of it that do, beside others that do not."""
 
 
 MAIN: Final = (
@@ -31,8 +33,16 @@ MAIN: Final = (
     Step("warm calls, reuse", lambda t, s: calls.warm(t, s, "reuse", WarmGoal(1.2, 5))),
     Step("first calls", calls.cold),
     Step("first calls of a large bundle", calls.cold_large),
-    Step("200 clients, reuse", lambda t, s: under_load.throughput(t, s.load_s, "reuse", LoadGoal(3000, 250, 1500))),
-    Step("200 clients, process", lambda t, s: under_load.throughput(t, s.load_s, "process", LoadGoal(900, 500, 600))),
+    Step(
+        "200 clients, reuse",
+        lambda t, s: under_load.throughput(t, s.load_s, "reuse", LoadGoal(3000, 250, 1500)),
+        here_too="CPU per call, reuse",
+    ),
+    Step(
+        "200 clients, process",
+        lambda t, s: under_load.throughput(t, s.load_s, "process", LoadGoal(900, 500, 600)),
+        here_too="CPU per call, process",
+    ),
     Step("refusals under load", under_load.refusal),
     Step("a large output file", memory.large_output, here=True),
     Step("a large result", memory.large_result, here=True),

@@ -64,9 +64,10 @@ class Bench:
     async def _measure(self, place: Place, steps: Sequence[Step]) -> None:
         async with _targets(place) as (target,):
             for step in steps:
-                if step.here and not place.processes:
-                    self.left_out.append(LeftOut(step.label, "its processes are not on this machine"))
-                else:
+                out_of_sight = "" if place.processes else step.label if step.here else step.here_too
+                if out_of_sight:
+                    self.left_out.append(LeftOut(out_of_sight, "the platform's processes are not on this machine"))
+                if not step.here or place.processes:
                     await self._one(step.label, step.measure(target, self.scale))
 
     def compare(self, first: Place, second: Place, label: str, measure: Compare) -> None:
