@@ -62,9 +62,10 @@ def leftovers(root, expected):
     _reap()  # only before the look: what is collected after it would be seen and not be there to be counted
     seen = {pid: found for pid in pids() if (found := look(pid))}
     left = []
-    for pid, (above, _) in seen.items():
+    for pid, (parent, _) in seen.items():
         if pid in expected:
             continue
+        above = parent
         while above > 1 and above != root:
             above = seen.get(above, (0,))[0]
         if above == root:

@@ -8,7 +8,6 @@ from starlette.responses import JSONResponse, Response
 
 from hearth_contracts.keys import ApiKey
 from hearth_gateway.adapters.keyring import KeyRing
-from hearth_gateway.calls import bodies
 from hearth_gateway.errors import FieldError, InvalidInput
 from hearth_gateway.http.routing import Ask, Endpoint
 
@@ -44,7 +43,7 @@ class KeyRoutes:
         ]  # fmt: skip
 
     async def make(self, ask: Ask) -> Response:
-        raw = await bodies.small(ask.request.receive, bytes_max=BODY_BYTES_MAX)
+        raw = await ask.body(bytes_max=BODY_BYTES_MAX)
         try:
             wanted = NewKey.model_validate_json(raw or b"{}")
         except ValidationError as error:

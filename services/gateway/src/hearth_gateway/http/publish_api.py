@@ -11,7 +11,6 @@ from hearth_contracts import names, subjects
 from hearth_contracts.calls import Body
 from hearth_contracts.errors import InvalidName as BadName
 from hearth_gateway.adapters.ai_asker import AiAsker, Piece
-from hearth_gateway.calls import bodies
 from hearth_gateway.errors import BadRequest, InvalidName
 from hearth_gateway.http.results import content_type
 from hearth_gateway.http.routing import Ask, Endpoint
@@ -43,13 +42,13 @@ class PublishRoutes:
             subject = subjects.event(ask.tenant, names.event_path(path))
         except BadName as error:
             raise InvalidName(f"event subject {path[:80]!r}: {error.rule}", fix=error.rule) from error
-        data = await bodies.small(ask.request.receive, bytes_max=EVENT_BYTES_MAX)
+        data = await ask.body(bytes_max=EVENT_BYTES_MAX)
         kind = content_type(Body(content_type=ask.request.headers.get("content-type", "application/json")))
         ack = await self.bus.publish(subject, data, contract="event.v1", headers={"Content-Type": kind.decode("latin-1")})
         return JSONResponse({"subject": subject, "sequence": ack.sequence}, 202)
 
     async def model(self, ask: Ask) -> Response:
-        body = await bodies.small(ask.request.receive, bytes_max=AI_BYTES_MAX)
+        body = await ask.body(bytes_max=AI_BYTES_MAX)
         model = _model(body) if body else ""
         pieces = self.ai.ask(tenant=ask.tenant, path=ask.request.url.path, model=model, body=body)
         first = await anext(pieces)

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from hearth_gateway import metrics
 from hearth_gateway.adapters.keyring import Caller, KeyRing
-from hearth_gateway.calls import refusals
+from hearth_gateway.calls import bodies, refusals
 from hearth_gateway.errors import BadRequest, Forbidden, GatewayError, MethodNotAllowed, NotFound, Problem
 from hearth_gateway.http import credentials, sending
 from hearth_kit.errors import BusError
@@ -51,6 +51,12 @@ class Ask:
     @property
     def tenant(self) -> str:
         return self.caller.tenant
+
+    async def body(self, *, bytes_max: int) -> bytes:
+        """The whole of a body that must be small; one that says that it is not is not even begun to be read."""
+        length = self.request.headers.get("content-length")
+        bodies.announced(None if length is None else length.encode(), bytes_max=bytes_max)
+        return await bodies.small(self.request.receive, bytes_max=bytes_max)
 
     def path(self, name: str) -> str:
         return str(self.request.path_params[name])
