@@ -1,14 +1,19 @@
 """What each guard of the delivery is there for, where no other test would miss it."""
 
 import asyncio
+import contextlib
+import time
 
 import pytest
 from scheduler_world import World, until
 
 from hearth_contracts import streams, subjects
-from hearth_contracts.calls import Body, Call, Dead, Ending, Outcome, Record, Reply, Run, StateChange
+from hearth_contracts.calls import Body, Call, Dead, Ending, Outcome, Record, Reply, Run, StateChange, Timings
 from hearth_contracts.enums import Lane, OutcomeKind, Reason, State
+from hearth_kit.errors import BusError
 from hearth_kit.message import Message
+from hearth_scheduler import sweeper
+from hearth_scheduler.app import Scheduler
 
 pytestmark = pytest.mark.broker
 
@@ -90,6 +95,7 @@ async def test_a_final_found_with_a_dead_executors_run_leaves_the_copy_it_owes(w
         one = await world.executor("one", behave=lambda run, body: "hang")
         await world.joined(scheduler, 1)
         await world.deploy("hello")
+        before = await travelled_back(world)
         job = await world.job("hello")
         await until(lambda: bool(one.held))
         ending = Ending(state=State.FAILED, reason=Reason.ERROR, executor=one.id, attempt=1)
@@ -100,9 +106,7 @@ async def test_a_final_found_with_a_dead_executors_run_leaves_the_copy_it_owes(w
         stored = await world.bus.get_last("DEAD", subjects.dead("acme", job))
         assert stored is not None
         assert (stored.message.meta(Dead).ending, stored.message.body) == (ending, b"x")
-        info = await world.bus.stream_info("OUTCOMES")
-        assert info is not None
-        assert info.last_sequence == 0 or await world.bus.get_at("OUTCOMES", info.last_sequence) is None
+        assert await travelled_back(world) == before
 
 
 async def lose(world: World, *, reported: bool, said: StateChange | None, attempts: int = 2) -> tuple[str, list[tuple[int, int]]]:
@@ -207,3 +211,131 @@ async def test_an_outcome_of_after_the_term_goes_to_the_next(world: World) -> No
     async with world.scheduling("scheduler-2") as scheduler:
         await world.executor("one")
         assert (await world.ended(call.job)).ending.state is State.SUCCESS
+
+
+# The sweeper: nobody's job is found, and somebody's is left alone
+
+
+async def pending(world: World, call: Call, note: str = "") -> None:
+    state = StateChange(job=call.job, tenant="acme", state=State.PENDING, at=0, note=note)
+    await world.bus.publish(subjects.state("acme", call.job), meta=state, contract="state.v1")
+
+
+async def older_record(world: World) -> None:
+    """So that the stream shows that nothing as young as what follows has left it for the stores."""
+    call = world.new_call("hello", b"", tenant="acme", lane=Lane.ASYNC)
+    record = Record(job=call.job, tenant="acme", function="hello", version=1, lane=Lane.ASYNC, ending=Ending(state=State.SUCCESS))
+    await world.bus.publish(subjects.record("acme", call.job), meta=record, contract="record.v1")
+
+
+async def left_alone(world: World, scheduler: Scheduler, *jobs: str) -> None:
+    """Six sweeps; two find an orphan."""
+    assert scheduler.term is not None
+    for _ in range(6):
+        await asyncio.sleep(0.12)
+        with contextlib.suppress(BusError):
+            await scheduler.term.sweeper.sweep()
+    assert [await world.record(job) for job in jobs] == [None] * len(jobs)
+
+
+async def test_the_sweeps_find_who_is_nobodys(world: World) -> None:
+    """The control of all below: the same sweeps, and nothing that speaks for the job."""
+    async with world.scheduling(sweep_s=0.2) as scheduler:
+        await world.deploy("hello")
+        await older_record(world)
+        call = world.new_call("hello", b"x", tenant="acme", lane=Lane.ASYNC)
+        await pending(world, call)
+        with pytest.raises(AssertionError):
+            await left_alone(world, scheduler, call.job)
+
+
+async def test_a_retry_that_waits_is_left_alone(world: World) -> None:
+    async with world.scheduling(sweep_s=0.2) as scheduler:
+        await world.executor("one", behave=lambda run, body: "error")
+        await world.joined(scheduler, 1)
+        await world.deploy("hello", retry={"attempts": 2, "backoff_s": [60]})
+        await older_record(world)
+        job = await world.job("hello")
+        await until(lambda: bool(world.runs_of(job)))
+        await world.empty("RUNS")
+        await left_alone(world, scheduler, job)
+
+
+async def test_what_runs_since_the_scheduler_before_is_left_alone(world: World) -> None:
+    """This one never placed it: only the run in its stream, and its executor's reports, say that it is somebody's."""
+    await world.deploy("hello")
+    async with world.scheduling("scheduler-1") as scheduler:
+        one = await world.executor("one", behave=lambda run, body: "hang")
+        await world.joined(scheduler, 1)
+        await older_record(world)
+        before = await travelled_back(world)
+        job = await world.job("hello")
+        await until(lambda: bool(one.held))
+    async with world.scheduling("scheduler-2", sweep_s=0.2) as scheduler:
+        await world.joined(scheduler, 1)
+        await left_alone(world, scheduler, job)
+        assert len(world.runs_of(job)) == 1
+        assert await travelled_back(world) == before
+
+
+async def travelled_back(world: World) -> int:
+    """Messages that ever came into OUTCOMES."""
+    info = await world.bus.stream_info("OUTCOMES")
+    assert info is not None
+    return info.last_sequence
+
+
+async def test_jobs_that_wait_in_their_stream_are_left_alone(world: World) -> None:
+    """Behind the one that the scheduler holds."""
+    async with world.scheduling(sweep_s=0.2) as scheduler:
+        await world.deploy("hello")
+        await older_record(world)
+        jobs = [await world.job("hello") for _ in range(5)]
+        await until(lambda: bool(scheduler.term and scheduler.term.dispatcher.by_job))
+        await left_alone(world, scheduler, *jobs)
+
+
+@pytest.mark.parametrize("gateway", ["answered", "mute"])
+async def test_a_call_in_a_gateways_custody_is_left_alone(world: World, monkeypatch: pytest.MonkeyPatch, gateway: str) -> None:
+    """Its caller has been told and the record is on its way; or the gateway is there and cannot say."""
+    monkeypatch.setattr(sweeper, "ASK_S", 0.1)
+    heard: list[Message] = []
+    await world.bus.subscribe(subjects.moved("gateway-mute"), heard.append)
+    async with world.scheduling(sweep_s=0.2) as scheduler:
+        await world.deploy("hello")
+        await older_record(world)
+        call = world.new_call("hello", b"x", tenant="acme", lane=Lane.SYNC)
+        world.answered[call.job] = True
+        await pending(world, call, f"gateway:{world.gateway if gateway == 'answered' else 'gateway-mute'}")
+        await left_alone(world, scheduler, call.job)
+        assert heard or world.asked
+
+
+async def test_a_job_between_two_hands_is_looked_at_twice(world: World) -> None:
+    """Nobody's for the moment in which it was looked at; then somebody has it."""
+    async with world.scheduling(sweep_s=0.2) as scheduler:
+        await world.deploy("hello", retry={"attempts": 2, "backoff_s": [60]})
+        await older_record(world)
+        assert scheduler.term is not None
+        sweeps = scheduler.term.sweeper
+        call = world.new_call("hello", b"x", tenant="acme", lane=Lane.ASYNC)
+        await pending(world, call)
+        await until(lambda: call.job in sweeps._orphans)
+        ending = Ending(
+            state=State.FAILED, reason=Reason.ERROR, attempt=1, timings=Timings(submitted_at=0, finished_at=time.time())
+        )
+        run = Run(call=call, executor="gone-00000000", placement=0, epoch=1, is_last=False, placed_at=time.time(), reason="free")
+        outcome = Outcome(run=run, kind=OutcomeKind.FAILED, ending=ending)
+        await world.bus.publish(
+            subjects.outcome("acme", "hello", call.job, sync=False), b"x", meta=outcome, contract="outcome.v1", msg_id="one"
+        )
+        await left_alone(world, scheduler, call.job)
+
+
+async def test_a_job_that_was_only_just_accepted_is_not_looked_at(world: World) -> None:
+    async with world.scheduling(sweep_s=3600) as scheduler:
+        assert scheduler.term is not None
+        call = world.new_call("hello", b"x", tenant="acme", lane=Lane.ASYNC)
+        await pending(world, call)
+        await scheduler.term.sweeper.sweep()
+        assert scheduler.term.sweeper._orphans == {}

@@ -151,8 +151,11 @@ class Custody:
 
     def _replied(self, message: Message) -> None:
         held = self._held.get(message.subject.rpartition(".")[2])
-        if held is None:
-            return
+        if held is not None:
+            self._take(held, message)
+
+    def _take(self, held: Held, message: Message) -> None:
+        """An answer to this call, heard or found: it is the call's unless its dispatch was superseded."""
         try:
             ending = message.meta(Reply).ending
         except UndecodableMessage:
@@ -218,7 +221,7 @@ class Custody:
     async def _found_reply(self, held: Held) -> bool:
         stored = await self._bus.get_last(streams.REPLIES.name, subjects.reply(self._bus.instance, held.call.job))
         if stored is not None:
-            self._replied(stored.message)
+            self._take(held, stored.message)
         return held.future.done()
 
     async def _found_record(self, held: Held) -> bool:
