@@ -31,8 +31,8 @@ async def newest(jobs: Jobs, tenant: str, *, function: str, state: str, since: f
 def _in_time(jobs: Sequence[str], since: float, until: float) -> list[str]:
     """Newest first; of those made in the same millisecond, whichever was heard of last."""
     made = {job: names.made_at(job) for job in jobs}
-    chosen = [job for job, at in made.items() if at >= since and (not until or at <= until)]
-    return sorted(reversed(chosen), key=lambda job: made[job], reverse=True)
+    chosen = [job for job, at in reversed(made.items()) if at >= since and (not until or at <= until)]
+    return sorted(chosen, key=lambda job: made[job], reverse=True)
 
 
 def _row(found: Found) -> dict[str, Any]:
