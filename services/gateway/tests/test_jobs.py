@@ -112,6 +112,16 @@ async def test_cancel_writes_the_final_first_and_then_tells_the_executors(gatewa
     assert (await gateway.call("GET", f"/v1/jobs/{job}"))[1]["reason"] == "cancelled"
 
 
+async def test_what_a_cancelled_job_printed_is_still_there(gateway):
+    gateway.double.placed = False
+    await gateway.deploy()
+    job = await submitted(gateway)
+    await gateway.double.log(gateway.double.calls[0], b"half way\n")
+    await gateway.call("DELETE", f"/v1/jobs/{job}")
+    for asked in ("", "?follow=0"):
+        assert (await gateway.call("GET", f"/v1/jobs/{job}/logs{asked}"))[:2] == (200, b"half way\n")
+
+
 async def test_cancelling_a_sync_call_answers_its_caller(gateway, eventually):
     go = asyncio.Event()
 

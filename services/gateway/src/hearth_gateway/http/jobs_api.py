@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from hearth_contracts import names
 from hearth_contracts.calls import ArchiveQuery, Body
-from hearth_contracts.enums import State
+from hearth_contracts.enums import Reason, State
 from hearth_contracts.errors import InvalidName as BadName
 from hearth_gateway.calls.answer import of_record
 from hearth_gateway.calls.bodies import AREA
@@ -134,12 +134,13 @@ class JobRoutes:
     async def logs(self, ask: Ask) -> Response:
         found = await self.jobs.find(ask.tenant, ask.path("job"))
         kind = "text/plain; charset=utf-8"
-        if found.record is not None:
+        # Whoever cancels a job records it without what it printed: that is where it was heard while it ran, for an hour.
+        if found.record is not None and (found.record.log.size or found.record.ending.reason is not Reason.CANCELLED):
             log = found.record.log
             if log.object:
                 return StreamingResponse(await self._opened(log), media_type=kind)
             return Response(found.record.parts(found.body)[2], media_type=kind)
-        if ask.query("follow", "1") == "0":
+        if found.record is not None or ask.query("follow", "1") == "0":
             printed = [log.data async for log in events.logs_after(self.jobs, found.tenant, found.job, 0)]
             return Response(b"".join(printed), media_type=kind)
         return StreamingResponse(events.follow_log(self.jobs, found), media_type=kind)
