@@ -26,8 +26,9 @@ class OneFile:
         self.code = f"{source}\n# {secrets.token_hex(8)}\n".encode()
         tenant = spec.pop("tenant", "acme")
         name = spec.pop("name", f"f{secrets.token_hex(4)}")
+        number = spec.pop("number", 1)
         self.version = FunctionVersion(
-            tenant=tenant, function=name, version=1, digest=hashlib.sha256(self.code).hexdigest(), spec=FunctionSpec(name=name, **spec),
+            tenant=tenant, function=name, version=number, digest=hashlib.sha256(self.code).hexdigest(), spec=FunctionSpec(name=name, **spec),
             code=CodeRef(object="x", kind="file", filename="main.py", size=len(self.code), sha256="0" * 64), created_at=0.0,
         )  # fmt: skip
 
