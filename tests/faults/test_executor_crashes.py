@@ -77,7 +77,8 @@ async def test_acknowledged_before_it_is_told_a_job_is_lost_by_a_crash(small, tm
     assert {(ending.state, ending.reason) for ending in endings} == {(State.FAILED, Reason.LOST)}
 
 
-async def test_killed_with_two_hundred_running(small, tmp_path):
+@pytest.mark.parametrize("round_", [0, *(pytest.param(number, marks=pytest.mark.long) for number in range(1, 5))])
+async def test_killed_with_two_hundred_running(small, tmp_path, round_):
     """On both lanes, with two stores: all end, each result once in either store, within twice the acknowledgement wait."""
     ack_wait_s = 5.0
     stores = {"a": tmp_path / "a", "b": tmp_path / "b"}
@@ -113,7 +114,7 @@ async def in_both_stores(small: SmallPlatform, calls: list[Call], stores: list[P
     assert verdict.clean, verdict
 
 
-@pytest.mark.parametrize("count", rounds(1, 10))
+@pytest.mark.parametrize("count", rounds(2, 10))
 async def test_a_stop_with_fifty_running_burns_no_attempt(small, count):
     """What ends in time ends there, the rest goes elsewhere; nothing new is taken a second later."""
     small.scheduler()
