@@ -16,6 +16,10 @@ pytestmark = [pytest.mark.platform, pytest.mark.docker]
 MIB = 1024 * 1024
 #: MiB by which memory may grow however large a file is, as promised to users (the tests' own margin is none).
 EXECUTOR_MIB, GATEWAY_MIB = 16, 32
+SIZES = [
+    pytest.param(256 * MIB, id="256MiB"),
+    pytest.param(1024 * MIB, id="1GiB", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
+]
 
 WRITES = """
 import hashlib
@@ -26,7 +30,22 @@ def pieces(size):
     for number in range(size // len(block)):
         yield number.to_bytes(8, "big") + block[8:]
 
+def alone(event, context):
+    with context.output("frames.bin") as frames:
+        for piece in pieces(event["size"]):
+            frames.write(piece)
+
 def handle(event, context):
+    if event.get("pace_s"):
+        import time
+        print("begun", flush=True)
+        with context.output("paced.bin") as paced:
+            for piece in pieces(event["size"]):
+                paced.write(piece)
+                time.sleep(event["pace_s"])
+        return context.attempt
+    if event.get("alone"):
+        return alone(event, context)
     with context.output("report.csv", "text/csv") as report:
         report.write("name,size\\n")
         with context.output("frames.bin") as frames:
@@ -150,14 +169,14 @@ def peak(pid: int, field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
 
 
-async def test_a_large_file_makes_nobody_larger(speaker: Client) -> None:
-    size = 256 * MIB
+@pytest.mark.parametrize("size", SIZES)
+async def test_a_large_file_makes_nobody_larger(speaker: Client, size: int) -> None:
     await speaker.invoke("writes", {"size": MIB})  # whatever is made at the first call is made
     pids = {name: speaker.platform.pid(name) for name in ("executor", "gateway", "persister")}
     for pid in pids.values():
         Path(f"/proc/{pid}/clear_refs").write_text("5")
     before = {name: peak(pid, "VmRSS") for name, pid in pids.items()}
-    answer = await speaker.invoke("writes", {"size": size})
+    answer = await speaker.invoke("writes", {"size": size, "alone": True})
     assert answer.status == 200, answer
     job = answer.headers["x-hearth-job"]
     whole = hashlib.sha256()
@@ -175,3 +194,20 @@ async def test_a_large_file_makes_nobody_larger(speaker: Client) -> None:
     assert grown["executor"] < EXECUTOR_MIB, grown
     assert grown["gateway"] < GATEWAY_MIB, grown
     assert grown["persister"] < GATEWAY_MIB, grown
+
+
+async def test_an_executor_that_dies_in_the_middle_leaves_whole_files_or_none(speaker: Client) -> None:
+    """The job runs again elsewhere, and what is listed is what that run wrote."""
+    size = 20 * MIB
+    job = await speaker.submit("writes", {"size": size, "pace_s": 0.1})
+
+    async def has_begun() -> bool:
+        return b"begun" in (await speaker.call("GET", f"/v1/jobs/{job}/logs?follow=0")).body
+
+    await speaker.until(has_begun, 30, "the function did not begin")
+    speaker.platform.kill("executor")
+    final = await speaker.final(job, within_s=90)
+    assert final["state"] == "SUCCESS", final
+    assert listed(final) == {"paced.bin": described(b"".join(pieces(size)))}
+    got = await speaker.call("GET", f"/v1/jobs/{job}/outputs/paced.bin")
+    assert described(got.body) == listed(final)["paced.bin"]
