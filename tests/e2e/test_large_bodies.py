@@ -1,6 +1,8 @@
 """Bodies past the inline limit go by reference, both ways: whole, and flat in the memory of everyone who carries them."""
 
+import asyncio
 import hashlib
+import io
 import itertools
 import json
 import socket
@@ -53,6 +55,8 @@ def handle(event, context):
     made = pieces(event["size"], event.get("tail", 0))
     return made if event.get("streamed") else b"".join(made)
 """
+
+RETURNS = "def handle(event, context):\n    return event\n"
 
 
 def pieces(size: int) -> Iterator[bytes]:
@@ -193,6 +197,75 @@ async def test_a_large_result(speaker: Client, size: int, streamed: bool) -> Non
     assert (got.status, got.size, got.sha256) == (200, size, made), got
     assert await stored(speaker, got.job, "result") == (size, made)
     peaks.check(f"a result of {size // MIB} MiB")
+
+
+async def test_a_large_call_of_the_async_lane_and_its_replay(speaker: Client) -> None:
+    """Given a large body that may wait, then result and replay have each byte of it, and nobody's memory grew by it."""
+    size = 64 * MIB
+    await speaker.deploy("returns", RETURNS, memory_mb=1024, timeout_s=100)
+    await send(speaker, "returns", [b"warm"])
+    sent = digest(pieces(size))
+    peaks = Peaks(speaker.platform)
+    body = b"".join(pieces(size))
+    headers = {"content-type": "application/octet-stream", "prefer": "respond-async"}
+    answer = await speaker.call("POST", "/v1/functions/returns/invoke", data=io.BytesIO(body), headers=headers)
+    assert answer.status == 202, answer
+    replayed = await replay(speaker, answer.headers["x-hearth-job"])
+    for job in (answer.headers["x-hearth-job"], replayed):
+        state = await speaker.final(job)
+        assert state["state"] == "SUCCESS", state
+        assert (state["result"], state["result_ref"]["size"]) == (None, size)
+        result = await speaker.call("GET", state["result_ref"]["href"])
+        assert (result.status, len(result.body), hashlib.sha256(result.body).hexdigest()) == (200, size, sent)
+        assert await stored(speaker, job, "input") == (size, sent)
+        assert await stored(speaker, job, "result") == (size, sent)
+    peaks.check(f"an async call of {size // MIB} MiB and its replay")
+
+
+async def replay(speaker: Client, job: str) -> str:
+    await speaker.final(job)
+    again = await speaker.call("POST", f"/v1/jobs/{job}/replay")
+    assert again.status == 202, again
+    return again.json["job"]
+
+
+async def test_a_reader_that_does_not_read_fills_nobodys_memory(speaker: Client) -> None:
+    """Given a client that takes nothing of its large result for a while, then the rest waits in the broker, and is whole."""
+    size = 96 * MIB
+    await speaker.deploy("gives", GIVES, memory_mb=512, timeout_s=100)
+    await ask(speaker, "gives", size=MIB)
+    peaks = Peaks(speaker.platform)
+    event = json.dumps({"size": size, "streamed": True})
+    reader, writer = await asyncio.open_connection("127.0.0.1", speaker.platform.port, limit=64 * 1024)
+    writer.write(
+        f"POST /v1/functions/gives/invoke HTTP/1.1\r\nHost: here\r\nx-api-key: {speaker.platform.key}\r\nConnection: close\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(event)}\r\n\r\n{event}".encode()
+    )
+    head = await reader.readuntil(b"\r\n\r\n")
+    job = next(line.split(b": ")[1].decode() for line in head.split(b"\r\n") if line.lower().startswith(b"x-hearth-job"))
+    assert (await stored(speaker, job, "result"))[0] == size
+    peaks.check("a result that is not read")
+    whole, got = hashlib.sha256(), 0
+    while chunk := await reader.read(MIB):
+        whole.update(chunk)
+        got += len(chunk)
+    writer.close()
+    await writer.wait_closed()
+    assert (got, whole.hexdigest()) == (size, digest(pieces(size)))
+    peaks.check("the same, read at last")
+
+
+async def test_large_bodies_over_the_fallback_link(tmp_path: Path) -> None:
+    """Given the fast link forbidden, then a large body passes whole in both directions, and the executor's memory is flat."""
+    size = 64 * MIB
+    with started(tmp_path / "data", env={"HEARTH_SLOTS": "2", "HEARTH_LINK": "stdio"}) as platform:
+        async with client(platform) as speaker:
+            await speaker.deploy("returns", RETURNS, memory_mb=1024, timeout_s=100)
+            await send(speaker, "returns", [b"warm"])
+            peaks = Peaks(platform)
+            got = await send(speaker, "returns", pieces(size), length=size)
+            assert (got.status, got.size, got.sha256) == (200, size, digest(pieces(size))), got
+            peaks.check(f"{size // MIB} MiB there and back over the fallback link")
 
 
 async def test_a_body_announced_too_large_is_not_waited_for(speaker: Client) -> None:
