@@ -98,6 +98,25 @@ def test_pips_settings_are_handed_to_uv(script: ModuleType, monkeypatch: pytest.
     assert script.uv_environment()["UV_DEFAULT_INDEX"] == "https://other.internal/simple"
 
 
+def test_a_user_without_a_home_installs_without_a_cache(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(script, "PYTHON", sys.executable)
+    for name in ("UV_CACHE_DIR", "XDG_CACHE_HOME", "UV_NO_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "made" / "later"))
+    assert "UV_NO_CACHE" not in script.uv_environment()
+    monkeypatch.setattr(script.os, "access", lambda path, mode: False)  # root may write everywhere
+    assert script.uv_environment()["UV_NO_CACHE"] == "1"
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path))
+    assert "UV_NO_CACHE" not in script.uv_environment()
+
+
+def test_pip_finds_what_it_builds_with(script: ModuleType) -> None:
+    """uv-build lies in .venv, and pip looks for it on PATH."""
+    assert script.with_venv({"PATH": "/usr/bin"})["PATH"] == f"{ROOT}/.venv/bin:/usr/bin"
+
+
 def test_one_package_is_taken_out_of_the_lock(script: ModuleType) -> None:
     block = script.locked("uv")
     lines = block.splitlines()
