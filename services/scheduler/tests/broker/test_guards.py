@@ -18,7 +18,7 @@ from hearth_scheduler.app import Scheduler
 pytestmark = pytest.mark.broker
 
 #: Short enough that a death is a matter of a second.
-SHORT = {"dead_after_s": 0.8, "suspect_after_s": 0.4}
+SHORT = {"dead_after_s": 1.0, "suspect_after_s": 0.6}
 ANSWERED = Ending(state=State.SUCCESS, result=Body(size=6), executor="gone-00000000")
 
 
@@ -86,6 +86,25 @@ async def test_an_answer_that_comes_while_its_gateway_is_asked_counts(world: Wor
         await hand_back(world, call)
         await answered_and_not_run(world, call)
     assert saying
+
+
+async def test_an_end_that_comes_second_changes_nothing(world: World) -> None:
+    """A success was recorded; then its scheduler hears that the last attempt was lost."""
+    async with world.scheduling():
+        await world.deploy("hello")
+        call = world.new_call("hello", b"x", tenant="acme", lane=Lane.ASYNC, losses=9)
+        record = Record(job=call.job, tenant="acme", function="hello", version=1, lane=Lane.ASYNC, ending=ANSWERED)
+        await world.bus.publish(subjects.record("acme", call.job), b"answer", meta=record, contract="record.v1", expect_last=0)
+        run = Run(call=call, executor="gone-00000000", placement=0, epoch=1, is_last=True, placed_at=0, reason="free")
+        ending = Ending(state=State.FAILED, reason=Reason.LOST, executor="gone-00000000")
+        await world.bus.publish(
+            subjects.outcome("acme", "hello", call.job, sync=False), b"x",
+            meta=Outcome(run=run, kind=OutcomeKind.FAILED, ending=ending), contract="outcome.v1", msg_id="late",
+        )  # fmt: skip
+        await world.empty("OUTCOMES")
+        assert (await world.ended(call.job)).ending == ANSWERED
+        assert (await world.records())[call.job] == 1
+        assert await world.bus.get_last("DEAD", subjects.dead("acme", call.job)) is None
 
 
 async def test_a_final_found_with_a_dead_executors_run_leaves_the_copy_it_owes(world: World) -> None:
