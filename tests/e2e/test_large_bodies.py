@@ -171,6 +171,12 @@ def bodies_held(platform: Platform) -> int:
     )
 
 
+def test_the_broker_has_a_limit_to_its_memory(platform: Platform) -> None:
+    """Without one it keeps what it read in ten seconds, which is as much as the disk is fast."""
+    told = Path(f"/proc/{platform.pid('broker')}/environ").read_bytes().split(b"\0")
+    assert b"GOMEMLIMIT=512MiB" in told
+
+
 @pytest.mark.parametrize("size", SIZES)
 async def test_a_large_input(speaker: Client, size: int) -> None:
     """Given a body of that size, then the function sees each byte, the store holds each byte, and nobody's memory grew by it."""

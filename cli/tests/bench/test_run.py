@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +74,11 @@ def test_table_and_json_say_the_same() -> None:
     assert told["rows"][0]["figures"] == {"p50_ms": 2.5, "p99_ms": None}
     assert told["quick"] is True
     assert {one["what"] for one in told["left_out"]} == {one.what for one in rows.ELSEWHERE}
+
+
+def test_the_test_that_a_row_names_is_there() -> None:
+    named = rows.CRASHES.note.split()[-1]
+    assert (Path(__file__).parents[3] / named).is_file()
 
 
 def test_memory_is_read_before_anything_is_called() -> None:

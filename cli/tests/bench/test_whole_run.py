@@ -41,6 +41,7 @@ ROWS = (
     "fallback link: 200 clients, reuse",
     "fallback link: 200 clients, process",
     tracing.WHAT,
+    "kill -9 of any one service or the broker under load",
 )
 
 
@@ -77,8 +78,15 @@ def until_said(running: "subprocess.Popen[str]", word: str) -> str:
     return said
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-@pytest.mark.parametrize("moment", ["starting the broker", "idle memory", "warm calls, process"])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("starting the broker", signal.SIGINT),
+        ("idle memory", signal.SIGTERM),
+        ("warm calls, process", signal.SIGINT),
+    ],
+    ids=["starting", "waiting", "under load"],
+)
 def test_a_run_that_is_broken_off_leaves_nothing(tmp_path: Path, moment: str, number: signal.Signals) -> None:
     running = bench(tmp_path)
     until_said(running, moment)
@@ -102,6 +110,6 @@ def test_a_quick_run_fills_every_row_within_three_minutes(tmp_path: Path) -> Non
     whats = [row["what"] for row in told["rows"]]
     assert [next((what for what in whats if what.startswith(row)), None) for row in ROWS] == whats, whats
     assert not [row for row in told["rows"] if row["value"] == "failed"]
-    assert len(told["left_out"]) == 2
+    assert len(told["left_out"]) == 1
     assert told["seconds"] < 180
     assert left_behind(tmp_path) == []

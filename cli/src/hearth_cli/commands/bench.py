@@ -35,6 +35,7 @@ def run(told: Path | None, *, url: str, key: str, quick: bool, as_json: bool) ->
         # One that is started for this, where no init system runs, ends with it.
         with tempfile.TemporaryDirectory(prefix="hearth-bench-") as folder, _engine(DataDir(Path(folder))):
             _here(bench, DataDir.at(told))
+    bench.rows.append(rows.CRASHES)
     bench.leave_out(rows.ELSEWHERE)
     terminal.out(bench.as_json() if as_json else bench.as_table(styled=sys.stdout.isatty()))
     return 0 if bench.met else 1
