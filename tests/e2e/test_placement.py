@@ -1,8 +1,12 @@
 """Calls go where they are warm, and elsewhere when that place says nothing any more."""
 
 import asyncio
+import contextlib
 import os
+import random
 import signal
+from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.platform import Client
@@ -55,13 +59,125 @@ async def test_a_silent_executor_is_passed_over(hearth: Client) -> None:
 
 
 async def test_no_sandbox_serves_two_calls_at_once(hearth: Client) -> None:
-    """Given 60 callers and a small pool, when all call at once, then no sandbox ever has two calls inside."""
+    """Given 200 callers and a pool of 8, when all call at once, then no sandbox ever has two calls inside."""
     source = (
         "import os, socket, time\n\ndef handle(event, context):\n    path = '/tmp/inside'\n"
         "    clash = os.path.exists(path)\n    open(path, 'w').close()\n    time.sleep(0.01)\n    os.unlink(path)\n"
-        "    return clash\n"
+        "    return [clash, os.readlink('/proc/self/ns/pid')]\n"
     )
-    await hearth.deploy("narrow", source, isolation="reuse")
-    answers = await asyncio.gather(*(hearth.invoke("narrow") for _ in range(300)))
-    assert {answer.status for answer in answers} == {200}
-    assert {answer.json for answer in answers} == {False}
+    await hearth.deploy("narrow", source, isolation="reuse", scale={"max": 8})
+
+    async def caller() -> list[list[Any]]:
+        answers = [await hearth.invoke("narrow") for _ in range(3)]
+        assert {answer.status for answer in answers} == {200}
+        return [answer.json for answer in answers]
+
+    said = [answer for answers in await asyncio.gather(*(caller() for _ in range(200))) for answer in answers]
+    assert len(said) == 600
+    assert {clash for clash, _ in said} == {False}
+    assert 1 < len({sandbox for _, sandbox in said}) <= 8
+
+
+ONCE = """
+import os
+
+SEEN = []
+
+
+def handle(event, context):
+    SEEN.append(1)
+    born = open('/proc/1/stat').read().rsplit(')', 1)[1].split()[19]
+    return [os.readlink('/proc/self/ns/pid') + born, os.getpid(), len(SEEN), context.start]
+"""
+
+
+async def test_what_isolation_promises_is_what_happened(hearth: Client) -> None:
+    """Given a function of each isolation, when it is called 20 times, then processes, globals, containers and the start that
+    is told are as promised."""
+    told = dict[str, list[list[Any]]]()
+    for isolation in ("process", "reuse", "fresh"):
+        await hearth.deploy(f"once-{isolation}", ONCE, isolation=isolation)
+        told[isolation] = []
+        met = set[str]()
+        for _ in range(20):
+            answer = await hearth.invoke(f"once-{isolation}")
+            container, *rest = answer.json
+            start = "warm" if container in met else "cold"
+            assert (answer.headers["x-hearth-start"], rest[-1]) == (start, start)
+            met.add(container)
+            told[isolation].append(answer.json)
+    process, reuse, fresh = told["process"], told["reuse"], told["fresh"]
+    assert len({(container, pid) for container, pid, *_ in process}) == 20
+    assert {calls for *_, calls, _ in process} == {1}
+    assert len({(container, pid) for container, pid, *_ in reuse}) == len({container for container, *_ in reuse})
+    assert max(calls for *_, calls, _ in reuse) > 1
+    assert len({container for container, *_ in fresh}) == 20
+    assert {calls for *_, calls, _ in fresh} == {1}
+
+
+HOSTILE = """
+import os, signal, subprocess, time
+
+
+def handle(event, context):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    subprocess.Popen(["sleep", event["mark"]], start_new_session=True)
+    context.log("begun")
+    subprocess.run(["sleep", event["mark"]])
+"""
+
+
+def _running(mark: str) -> int:
+    """Processes on this machine that were started with this mark."""
+    count = 0
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            count += mark.encode() in path.read_bytes().split(b"\0")
+    return count
+
+
+@pytest.mark.parametrize("end", ["cancel", "timeout"])
+async def test_no_process_is_left_of_a_call_that_was_stopped(hearth: Client, end: str) -> None:
+    """Given a function that ignores its signals and starts others, when it is cancelled or its time is over, then all are gone."""
+    await hearth.deploy("lingers", HOSTILE, timeout_s=60 if end == "cancel" else 1, retry={"attempts": 1})
+    mark = f"7{random.randrange(10**8):08d}"
+    job = await hearth.submit("lingers", {"mark": mark})
+    await hearth.until(lambda: _running(mark) == 2, 10, "it did not begin")
+    if end == "cancel":
+        assert (await hearth.call("DELETE", f"/v1/jobs/{job}")).status in (200, 202, 204)
+    assert (await hearth.final(job, 15))["reason"] == {"cancel": "cancelled", "timeout": "timeout"}[end]
+    await hearth.until(lambda: _running(mark) == 0, 5, "a process is left")
+
+
+OTHERS = """
+import os
+
+
+def attempt(action):
+    try:
+        return repr(action())
+    except OSError as error:
+        return type(error).__name__
+
+
+def handle(event, context):
+    return {
+        "beside": attempt(lambda: os.chdir("../other")),
+        "code": sorted(os.listdir("/code")),
+        "folders": {folder: os.listdir(folder) for folder in ("/tmp", "/output", "/dev/shm", "/home", "/root", "/srv", "/mnt")
+                    if os.access(folder, os.R_OK)},
+        "names": [name for name in os.environ if name.startswith(("HEARTH_", "NATS"))],
+        "engine": attempt(lambda: os.stat("/var/run/docker.sock")),
+    }
+"""
+
+
+async def test_one_tenants_function_finds_nothing_of_anothers(hearth: Client) -> None:
+    await hearth.deploy("other", OTHERS)
+    await hearth.deploy("looks", OTHERS)
+    for name in ("other", "looks"):
+        found = (await hearth.invoke(name)).json
+        assert (found["beside"], found["engine"]) == ("FileNotFoundError", "FileNotFoundError")
+        assert found["code"] == ["main.py"]
+        assert not any(found["folders"].values()), found["folders"]
+        assert set(found["names"]) <= {"HEARTH_FUNCTION", "HEARTH_VERSION", "HEARTH_TENANT"}

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from hearth_executor.containers import profile
+from hearth_executor.containers.pytest_plugin import ProfileWatch
 from hearth_executor.domain.limits import at_boot, folders
 
 UID = 0x77000005
@@ -201,6 +202,60 @@ def test_the_filter_refuses_what_no_function_needs_and_bites(probe):
         "AF_ALG", "AF_VSOCK", "keyctl", "userfaultfd", "unshare", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "kcmp",
         "clone(NEWUSER)", "ptrace",
     } <= bitten  # fmt: skip
+
+
+@pytest.mark.docker
+def test_the_watch_over_every_container_sees_one_that_differs(probe):
+    """What looks at each container that the tests make, and excuses this one, is asked here not to."""
+    watch = ProfileWatch(excused_by="nothing")
+    assert watch.start()
+    try:
+        wait = "import time; time.sleep(1); print(1)"
+        probe(wait, SecurityOpt=["no-new-privileges"], CapDrop=[], CapAdd=["NET_RAW"])
+        said = "\n".join(watch.wrong)
+        assert "CapDrop ALL" in said
+        assert "no CapAdd" in said
+        assert "our seccomp profile" in said
+        assert "inside, CapBnd is 0" in said
+        before = len(watch.wrong)
+        probe(wait, SecurityOpt=["seccomp=unconfined"])
+        said = "\n".join(watch.wrong[before:])
+        assert "no-new-privileges" in said
+        assert "inside, NoNewPrivs is 1" in said
+        assert "inside, Seccomp is 2" in said
+        assert watch.seen_inside >= 2
+    finally:
+        watch.stop()
+
+
+UNWRITABLE = """
+import json, os
+opened = []
+for top in ("/proc", "/sys", "/dev"):
+    for folder, folders, files in os.walk(top):
+        folders[:] = [name for name in folders if not (top == "/proc" and name.isdigit()) and name not in ("task", "shm")]
+        for name in files:
+            path = os.path.join(folder, name)
+            try:
+                os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+                opened.append(path)
+            except OSError: pass
+print(json.dumps(sorted(opened)))
+"""
+
+#: Devices without a memory of their own, and the process's own descriptors.
+WRITABLE_FILES = {
+    "/dev/full", "/dev/null", "/dev/random", "/dev/tty", "/dev/urandom", "/dev/zero", "/dev/ptmx", "/dev/pts/ptmx",
+    "/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/console",
+}  # fmt: skip
+
+
+@pytest.mark.docker
+def test_no_file_of_the_kernels_can_be_written(probe):
+    found = set(probe(UNWRITABLE))
+    own = ("/proc/self/", "/proc/thread-self/", "/dev/fd/")
+    masked = set(profile.MASKED)  # the null device stands in their place
+    assert {path for path in found if not path.startswith(own)} - masked <= WRITABLE_FILES
 
 
 WRITABLE = """

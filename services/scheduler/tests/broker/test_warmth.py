@@ -1,16 +1,19 @@
 """Placement is by reported warm capacity: on a real broker, with reports that fall anywhere."""
 
 import asyncio
+import random
 
 import pytest
 from scheduler_world import World, until
 
 from hearth_contracts.enums import State
+from hearth_scheduler import service
+from hearth_scheduler.domain import placement
 
 pytestmark = pytest.mark.broker
 
 
-async def test_two_hundred_calls_one_at_a_time_stay_where_the_function_is_warm(world: World) -> None:
+async def _two_hundred_where_it_is_warm_on_two(world: World) -> None:
     async with world.scheduling() as scheduler:
         for name in ("one", "two", "three"):
             await world.executor(name, behave=lambda run, body: 0.002)
@@ -21,8 +24,23 @@ async def test_two_hundred_calls_one_at_a_time_stay_where_the_function_is_warm(w
         await until(lambda: scheduler.fleet.units.get("acme.hello.1"))
         for _ in range(200):
             assert (await world.call("hello")).ending.state is State.SUCCESS
-        assert {ran.executor for ran in world.ran} == {world.executors["two"].id}
-        assert {ran.reason for ran in world.ran} == {"assigned-warm"}
+
+
+async def test_two_hundred_calls_one_at_a_time_stay_where_the_function_is_warm(world: World) -> None:
+    await _two_hundred_where_it_is_warm_on_two(world)
+    assert {ran.executor for ran in world.ran} == {world.executors["two"].id}
+    assert {ran.reason for ran in world.ran} == {"assigned-warm"}
+
+
+async def test_the_control_placed_at_random_they_do_not(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = random.Random(7)
+
+    def anywhere(job: placement.Job, fleet: placement.Fleet, now: float) -> placement.Decision:
+        return placement.Placed(chance.choice(list(fleet.executors.values())), placement.Why.FREE)
+
+    monkeypatch.setattr(service, "place", anywhere)
+    await _two_hundred_where_it_is_warm_on_two(world)
+    assert len({ran.executor for ran in world.ran}) == 3
 
 
 async def test_an_executor_whose_reports_stop_gets_nothing_more(world: World) -> None:
