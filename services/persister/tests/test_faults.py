@@ -13,7 +13,7 @@ pytestmark = pytest.mark.broker
 
 
 @pytest.mark.parametrize("failpoint", ["persist.before_link", "persist.after_put", "persist.between_stores"])
-@pytest.mark.parametrize("nth", [1, 4])
+@pytest.mark.parametrize("nth", [1, 4, *(pytest.param(nth, marks=pytest.mark.long) for nth in (2, 3, 5))])
 async def test_killed_at_a_step_both_stores_end_with_the_same_bytes(platform, records, stores, failpoint, nth):
     dying = await platform.start("a", "b", env={"HEARTH_FAILPOINT": f"{failpoint}:{nth}", "HEARTH_SEGMENT_RECORDS_MAX": "40"})
     await records.many(300, at_once=4)
