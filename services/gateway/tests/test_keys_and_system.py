@@ -66,6 +66,27 @@ async def test_a_key_is_told_once_and_kept_hashed(gateway):
                 assert gateway.key not in text
 
 
+async def test_no_key_is_in_the_logs_nor_in_what_is_measured(broker, bus, make_gateway, tmp_path, capfd):
+    """Whatever is done with it: made, used, refused, revoked, and sent where it does not belong."""
+    async with make_gateway(broker, bus, tmp_path, log_level="DEBUG") as gateway:
+        _, made, _ = await gateway.call("POST", "/v1/keys", json={"tenant": "team-a"})
+        secret = made["key"]
+        await gateway.deploy(key=secret)
+        await gateway.invoke(key=secret)
+        await gateway.call("GET", f"/v1/functions/{secret}", key=secret)
+        await gateway.call("GET", "/v1/functions", key="-", headers={"authorization": f"Basic {secret}"})
+        assert (await gateway.call("DELETE", f"/v1/keys/{made['prefix']}"))[0] == 204
+        assert (await gateway.invoke(key=secret))[0] == 401
+        _, measured, _ = await gateway.call("GET", "/metrics", key="-")
+        assert b"hearth_gateway_requests_total" in measured
+    logged = "".join(capfd.readouterr())
+    assert "ready" in logged  # the log is what was captured
+    for text in (logged, measured.decode()):
+        for key in (secret, gateway.key):
+            assert key not in text
+            assert key[len(made["prefix"]) :] not in text
+
+
 async def test_keys_are_for_admins(gateway):
     key = await gateway.tenant_key("team-a")
     for method, path in (("GET", "/v1/keys"), ("POST", "/v1/keys"), ("DELETE", "/v1/keys/hk_1")):
