@@ -1,5 +1,6 @@
 """The client against a real HTTP server: answers, problems, streams."""
 
+import hashlib
 import http.server
 import json
 import threading
@@ -24,6 +25,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             problem = {"title": "The specification is wrong.", "code": "E_SPEC_INVALID", "detail": "x", "fix": "see /docs",
                        "errors": [{"field": "memroy_mb", "message": "unknown key", "line": 3, "hint": "memory_mb"}]}  # fmt: skip
             self._answer(422, json.dumps(problem).encode(), "application/problem+json")
+        elif self.path in ("/v1/file", "/v1/cut"):
+            content = b"x" * 1_000_000
+            self.send_response(200)
+            self.send_header("etag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content if self.path == "/v1/file" else content[:400_000])
         else:
             self._answer(200, b'{"fine": true}', "application/json")
 
@@ -50,6 +58,14 @@ def gateway() -> Iterator[Gateway]:
 
 def test_an_answer_is_read(gateway: Gateway) -> None:
     assert gateway.get("/v1/system") == {"fine": True}
+
+
+def test_a_file_comes_in_pieces_and_one_that_is_cut_short_is_found_out(gateway: Gateway) -> None:
+    pieces = list(gateway.download("/v1/file"))
+    assert len(pieces) > 1
+    assert b"".join(pieces) == b"x" * 1_000_000
+    with pytest.raises(CommandError, match="did not come whole"):
+        list(gateway.download("/v1/cut"))
 
 
 def test_a_problem_names_the_line_and_the_fix(gateway: Gateway) -> None:

@@ -1,5 +1,6 @@
 """Files that a function writes while it runs: streamed out, listed, downloaded, kept in the store."""
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.platform import Client, Platform, client, started
+from tests.support.platform import Client, Platform, client, hearth, started
 
 from hearth_persister import reading
 
@@ -142,6 +143,19 @@ async def test_what_a_function_writes_can_be_downloaded_and_is_in_the_store(spea
     record = await stored(speaker, job)
     kept = {name: b"".join(record.chunks(part)) for name, part in record.outputs.items()}
     assert {name: described(content) for name, content in kept.items()} == listed(final)
+
+
+async def test_the_command_line_lists_files_and_writes_one_to_stdout(speaker: Client) -> None:
+    answer = await speaker.invoke("writes", {"size": MIB})
+    job, where = answer.headers["x-hearth-job"], ("--data", str(speaker.platform.data))
+    shown = await asyncio.to_thread(hearth, "outputs", job, *where)
+    assert shown.returncode == 0, shown.stderr
+    assert described(next(pieces(MIB)))[1] in shown.stdout
+    got = await asyncio.to_thread(hearth, "outputs", job, "report.csv", *where)
+    assert (got.returncode, got.stdout) == (0, "name,size\npiece,1048576\n"), got.stderr
+    missing = await asyncio.to_thread(hearth, "outputs", job, "nothing", *where)
+    assert missing.returncode == 1
+    assert "./hearth outputs JOB" in missing.stderr
 
 
 async def test_a_call_that_fails_or_is_cancelled_leaves_no_output(speaker: Client) -> None:

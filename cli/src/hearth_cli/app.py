@@ -164,6 +164,22 @@ def logs(
 
 
 @app.command()
+def outputs(
+    job: str,
+    name: Annotated[str, typer.Argument(metavar="[NAME]")] = "",
+    *,
+    url: Url = "",
+    key: Key = "",
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """The files a job wrote; with a name, that file on stdout."""
+    from hearth_cli.commands import outputs as command
+
+    command.run(job, name, data, url=url, key=key, as_json=as_json)
+
+
+@app.command()
 def trace(job: str, *, url: Url = "", key: Key = "", data: Data = None, as_json: Json = False) -> None:
     """Where the time of a call went."""
     from hearth_cli.commands import trace as command

@@ -1,5 +1,6 @@
 """The gateway's HTTP API, as commands use it. The standard library's client: commands start fast."""
 
+import hashlib
 import http.client
 import json
 import secrets
@@ -14,6 +15,8 @@ from hearth_cli.errors import CommandError, NotRunning, Refused
 from hearth_cli.local.data_dir import DataDir, is_locked, read_json
 
 CONNECT_S_MAX: Final = 10.0
+#: A file is taken in pieces of this many bytes.
+PIECE_BYTES: Final = 256 * 1024
 #: What mends a refusal from a command line; the gateway itself speaks to whoever uses its HTTP API.
 _FIXES: Final = {
     "E_FUNCTION_NOT_FOUND": "./hearth functions   names those that are there",
@@ -22,6 +25,7 @@ _FIXES: Final = {
     "E_KEY_NOT_FOUND": "./hearth keys list",
     "E_NO_BROKER": "./hearth status",
     "E_NO_CAPACITY": "./hearth doctor",
+    "E_OUTPUT_NOT_FOUND": "./hearth outputs JOB   names its files",
     "E_UNAUTHORIZED": "--key KEY, or HEARTH_KEY in the environment",
 }
 
@@ -96,6 +100,21 @@ class Gateway:
             if response.status >= 400:
                 raise refusal(Answer(response.status, dict(response.getheaders()), response.read()))
             yield from response
+        finally:
+            connection.close()
+
+    def download(self, path: str) -> Iterator[bytes]:
+        """A file in pieces, compared with its ETag at the end, which is its SHA-256: a connection may end before the file does."""
+        connection, response = self._send("GET", path, None, {})
+        digest = hashlib.sha256()
+        try:
+            if response.status >= 400:
+                raise refusal(Answer(response.status, dict(response.getheaders()), response.read()))
+            while piece := response.read(PIECE_BYTES):
+                digest.update(piece)
+                yield piece
+            if response.getheader("etag", "").strip('"') != digest.hexdigest():
+                raise CommandError("The file did not come whole.", fix="ask again")
         finally:
             connection.close()
 
