@@ -287,8 +287,17 @@ def bench(
 
 def main() -> int:
     """Run a command; what goes wrong in a known way is two lines, not a traceback."""
+    told: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        """Told to end: exactly as with Ctrl-C, so that what was started for this command alone is stopped first."""
+        told.append(number)
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells start what runs in the background
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.raise_signal(signal.SIGINT)
+
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
+        signal.signal(number, end)
     try:
         app(prog_name="hearth", standalone_mode=True)
     except CommandError as error:
@@ -303,13 +312,12 @@ def main() -> int:
         show_error(CommandError(f"{error.filename or 'a file'} may not be read or written by this user.", fix=fix))
         return 1
     except KeyboardInterrupt:
-        return 130
+        return 128 + (told[0] if told else signal.SIGINT)
+    except SystemExit:
+        if not told:
+            raise
+        return 128 + told[0]
     except BrokenPipeError:
         sys.stderr.close()
         return 141
     return 0
-
-
-def _end(number: int, _: object) -> None:
-    """Told to end: as with Ctrl-C, what was started for this command alone is stopped first."""
-    raise SystemExit(128 + number)
