@@ -1,6 +1,7 @@
 """The hardened profile: asked for, checked by inspect, and the checks shown to bite."""
 
 import copy
+import inspect
 import json
 
 import pytest
@@ -80,6 +81,16 @@ def test_one_call_more_in_the_filter_is_a_deviation():
     loose["syscalls"][0]["names"].append("ptrace")
     shown["HostConfig"]["SecurityOpt"][1] = "seccomp=" + json.dumps(loose)
     assert profile.deviations(shown) == ["our seccomp profile"]
+
+
+def test_nothing_a_function_says_is_in_the_command():
+    """PROMISES 81: a container is started before it is known whom it will serve; handler, names and values come over the link."""
+    parameters = set(inspect.signature(profile.create_config).parameters)
+    assert parameters == {
+        "image", "owner", "runtime", "class_mb", "uid", "mode", "socket_name", "limits", "folders", "oci_runtime",
+    }  # fmt: skip
+    asked = config("fast")
+    assert [*asked["Entrypoint"], *asked["Cmd"]] == ["/usr/bin/python3", "-I", "-S", "/opt/hearth/supervisor.py", "fast:hearth-x"]
 
 
 def test_init_is_the_first_process_over_the_fast_link_alone():

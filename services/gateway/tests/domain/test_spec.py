@@ -143,6 +143,16 @@ def test_no_data_whatever_breaks_the_checks(data):
         spec.from_data(data, name="a")
 
 
+@settings(max_examples=300)
+@given(st.one_of(st.text(max_size=60), st.text(alphabet="ab.:/; $()`'\"\n\0-|&<>*?~=\\\u00e9", max_size=30)))
+def test_a_handler_is_the_name_of_a_function_or_is_refused(text):
+    """Nothing in it could mean anything to a shell, a path or an argument list."""
+    with contextlib.suppress(SpecInvalid):
+        taken = spec.from_data({"handler": text}, name="a").handler
+        module, _, function = taken.replace(":", ".").rpartition(".")
+        assert all(part.isidentifier() for part in (*module.split("."), function)), taken
+
+
 def test_lines_lead_to_every_part():
     tree = yaml_tree.parse("a:\n  b:\n    - x\n    - y: 1\n")
     assert tree.lines[("a",)] == 1
