@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hearth_cli.bench import tracing
+from hearth_cli.local import ports
 from hearth_cli.local.data_dir import DataDir
 from hearth_cli.local.engine_api import EngineApi
 
@@ -98,6 +99,27 @@ def test_a_run_that_is_broken_off_leaves_nothing(tmp_path: Path, moment: str, nu
     assert out == ""
     assert left_behind(tmp_path) == []
     assert EngineApi().containers([f"hearth.platform={platforms[0]}"]) == []
+
+
+def test_a_platform_that_ran_before_runs_on_without_what_was_measured(tmp_path: Path) -> None:
+    """Given a platform of the user's, then it is the one that is measured, and breaking off leaves no function on it."""
+    place = ["--data", str(tmp_path / "data")]
+    hearth = [sys.executable, "-m", "hearth_cli"]
+    port = str(ports.choose(("http",), {})["http"])
+    subprocess.run([*hearth, "up", "--detach", "--no-install", "--port", port, *place], check=True, capture_output=True)
+    try:
+        running = bench(tmp_path)
+        until_said(running, "warm calls, reuse")
+        assert list((tmp_path / "tmp").glob("hearth-bench-*/data")) == [], "no other platform was started"
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=100)
+        assert running.returncode == 130
+        told = subprocess.run([*hearth, "functions", "--json", *place], check=True, capture_output=True)
+        assert json.loads(told.stdout)["functions"] == []
+        told = subprocess.run([*hearth, "status", "--json", *place], check=True, capture_output=True)
+        assert {process["state"] for process in json.loads(told.stdout)["processes"]} == {"ready"}
+    finally:
+        subprocess.run([*hearth, "down", *place], check=True, capture_output=True)
 
 
 @pytest.mark.long

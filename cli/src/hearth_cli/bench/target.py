@@ -36,6 +36,7 @@ class Target:
         self.processes = tuple(processes)
         self._session: aiohttp.ClientSession | None = None
         self._deployed: set[str] = set()
+        self._putting: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(headers={"x-api-key": self.key}, timeout=aiohttp.ClientTimeout(total=ANSWER_S_MAX))
@@ -45,6 +46,7 @@ class Target:
         """Nothing that was deployed stays, also when a row was broken off."""
         assert self._session is not None
         try:
+            await asyncio.gather(*self._putting, return_exceptions=True)
             for name in tuple(self._deployed):
                 with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
                     await self.remove(name)
@@ -72,8 +74,7 @@ class Target:
 
     async def deploy(self, name: str, source: str, **spec: Any) -> None:
         body = {"spec": {"name": name, "runtime": "python", "handler": "main:handle", **spec}, "source": source}
-        self._deployed.add(name)
-        await self.json("PUT", f"/v1/functions/{name}", json=body)
+        await self._put(name, json=body)
         await self.ready(name)
 
     async def deploy_bundle(self, name: str, bundle: bytes, **spec: Any) -> None:
@@ -81,9 +82,16 @@ class Target:
         form.add_field("spec", json.dumps({"name": name, "runtime": "python", "handler": "main:handle", **spec}),
                        content_type="application/json")  # fmt: skip
         form.add_field("code", bundle, filename="code.zip", content_type="application/zip")
-        self._deployed.add(name)
-        await self.json("PUT", f"/v1/functions/{name}", data=form)
+        await self._put(name, data=form)
         await self.ready(name)
+
+    async def _put(self, name: str, **options: Any) -> None:
+        """Breaking this off does not take the request back: it is finished, so that what it made can be removed."""
+        self._deployed.add(name)
+        putting = asyncio.create_task(self.json("PUT", f"/v1/functions/{name}", **options), name="deploy")
+        self._putting.add(putting)
+        putting.add_done_callback(self._putting.discard)
+        await asyncio.shield(putting)
 
     async def ready(self, name: str) -> None:
         async with asyncio.timeout(60):
