@@ -54,7 +54,7 @@ def _show_fleet(fleet: dict[str, Any]) -> None:
         terminal.out(terminal.table(("executor", "state", "free", "running", "warm", "generic"), rows))
     else:
         terminal.out("no executor has reported")
-    for one in executors:
+    for one in (one for one in executors if one.get("state") != "gone"):
         for name, said in (one.get("backend_notes") or {}).items():
             terminal.out(f"  {one.get('executor')}: {name}: {_short(str(said))}")
     for function, depth in (fleet.get("queues") or {}).items():

@@ -39,7 +39,7 @@ def remote(gateway: Gateway) -> list[Finding]:
     alive = platform.executors_alive(fleet)
     if not alive:
         return [Finding("platform", "bad", "ready, but no executor works there", "./hearth up --executors 1")]
-    return [Finding("platform", "ok", f"ready, {alive} executors")]
+    return [Finding("platform", "ok", f"ready, {alive} executor{'s' * (alive > 1)}")]
 
 
 def _problems(url: str) -> list[tuple[str, str]]:
