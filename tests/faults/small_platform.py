@@ -25,11 +25,15 @@ from hearth_kit.pytest_plugin import Broker
 
 PROGRAM = Path(__file__).with_name("executor_process.py")
 #: Short waits: a silent executor is dead after a second, and what it held is delivered again after two.
-DEAD_AFTER_S, ACK_WAIT_S = 1.2, 2.0
+DEAD_AFTER_S, ACK_WAIT_S = 1.5, 2.0
 SCHEDULER = {
-    "HEARTH_DEAD_AFTER_S": str(DEAD_AFTER_S), "HEARTH_SUSPECT_AFTER_S": "0.8", "HEARTH_ACK_WAIT_S": str(ACK_WAIT_S),
+    "HEARTH_DEAD_AFTER_S": str(DEAD_AFTER_S), "HEARTH_SUSPECT_AFTER_S": "1.0", "HEARTH_ACK_WAIT_S": str(ACK_WAIT_S),
     "HEARTH_SWEEP_S": "1", "HEARTH_LOSSES_MAX": "0",
 }  # fmt: skip
+
+
+class NotTakenIn(AssertionError):
+    """An executor was not taken in by a scheduler."""
 
 
 @dataclass(eq=False)
@@ -75,11 +79,20 @@ class SmallPlatform(World):
         boot = names.new_boot()
         told = {
             "HEARTH_BOOT": boot, "HEARTH_SLOTS": str(slots), "HEARTH_FAILPOINT": failpoint, "HEARTH_HEARTBEAT_S": "0.3",
-            "HEARTH_SILENCE_S_MAX": "0.9", "HEARTH_TRACES_PER_SECOND": "0",
+            "HEARTH_SILENCE_S_MAX": "1.2", "HEARTH_TRACES_PER_SECOND": "0",
         } | environment  # fmt: skip
         process = self.spawn(str(PROGRAM), str(self.folder), *without, instance=name, **told)
         executor = Executor(f"{name}-{boot}", process)
-        await self.joins(executor)
+        consumer = streams.executor_consumer(executor.id)
+        try:
+            async with asyncio.timeout(15):
+                while await self.bus.consumer_info("RUNS_SYNC", consumer) is None:
+                    if executor.dead:
+                        raise NotTakenIn(executor.id)
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            process.kill()
+            raise NotTakenIn(executor.id) from None
         return executor
 
     @contextlib.asynccontextmanager
@@ -87,26 +100,20 @@ class SmallPlatform(World):
         """So many executors: whichever ends is started anew, as the supervisor of a real platform does."""
         living = list(await asyncio.gather(*(self.running(f"executor-{number}", **words) for number in range(count))))
 
-        async def keep() -> None:
+        async def keep(number: int) -> None:
             while True:
-                for number, one in enumerate(living):
-                    if one.dead:
-                        living[number] = await self.running(f"executor-{number}", **words)
                 await asyncio.sleep(0.02)
+                if living[number].dead:
+                    with contextlib.suppress(NotTakenIn):  # a busy machine: it was given up while it started, and is tried again
+                        living[number] = await self.running(f"executor-{number}", **words)
 
-        keeping = asyncio.create_task(keep())
+        keeping = [asyncio.create_task(keep(number)) for number in range(count)]
         try:
             yield living
         finally:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
-
-    async def joins(self, executor: Executor) -> None:
-        consumer = streams.executor_consumer(executor.id)
-        async with asyncio.timeout(30):
-            while await self.bus.consumer_info("RUNS_SYNC", consumer) is None:
-                assert not executor.dead, (self.folder / "executor.log").read_text()
-                await asyncio.sleep(0.02)
+            for task in keeping:
+                task.cancel()
+            await asyncio.gather(*keeping, return_exceptions=True)
 
     async def deploy_work(self, **spec: Any) -> None:
         await Objects(self.bus).put("code", "o", b"in this process")

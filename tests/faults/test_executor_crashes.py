@@ -42,12 +42,14 @@ async def die(small: SmallPlatform, failpoint: str, lanes: tuple[Lane, ...], cou
             for number in wave:
                 (small.folder / f"die-{number}").touch()
             calls += [await small.submit(lanes[number % len(lanes)], n=number) for number in wave]
-            await until(lambda wave=wave, before=before: sum(one.dead for one in before) == len(wave), what="they died")
+            await until(
+                lambda wave=wave, before=before: sum(one.dead for one in before) == len(wave), what="they died", within_s=40
+            )
             assert {one.process.returncode for one in before if one.dead} == {-signal.SIGKILL}
             for call in calls[-len(wave) :]:
                 await small.ended(call.job, within_s=20)
             for one in list(living):
-                await until(lambda one=one: not one.dead or one not in living)
+                await until(lambda one=one: not one.dead or one not in living, within_s=40)
     return calls
 
 
@@ -172,7 +174,7 @@ async def zombies(small: SmallPlatform, count: int, *without: str, lanes: tuple[
             before = list(living)
             now = [await small.submit(lanes[number % len(lanes)], n=number, s=0.3) for number in wave]
             calls += now
-            await until(lambda now=now: small.started(*now), what="they run")
+            await until(lambda now=now: small.started(*now), what="they run", within_s=40)
             ran = small.ran_by()
             still = [one for one in before if any(one.process.pid in ran[call.job] for call in now)]
             for one in still:
@@ -189,7 +191,7 @@ async def zombies(small: SmallPlatform, count: int, *without: str, lanes: tuple[
             await until(lambda still=still: all(one.dead for one in still), what="they have ended")
             for call in now:
                 overwritten += await small.recorded(call) != finals[call.job]
-            await until(lambda: not any(one.dead for one in living), what="they are back")
+            await until(lambda: not any(one.dead for one in living), what="they are back", within_s=40)
     if "fence" not in without:
         await small.check(calls)
         assert max(small.runs().values()) <= 2

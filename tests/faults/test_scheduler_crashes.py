@@ -16,8 +16,8 @@ from hearth_kit.message import Message
 
 pytestmark = pytest.mark.broker
 
-#: A lease lives 5 s; the next scheduler then reads what there is.
-TAKEN_OVER_S = 8.0
+#: A lease lives 5 s, and so long the broker waits for word of what the dead one had in hand; the rest is for a busy machine.
+TAKEN_OVER_S = 12.0
 
 
 @pytest.mark.parametrize("count", rounds(1, 10))
