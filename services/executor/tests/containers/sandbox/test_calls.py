@@ -128,7 +128,7 @@ async def test_variables_and_folders(load_function):
 import os
 AT_IMPORT = os.environ["GREETING"]
 def handle(event, context):
-    open("/tmp/x", "w").write("scratch"); open("/output/x", "w").write("output")
+    open("/tmp/x", "w").write("scratch"); open("/output/x", "w").write("output"); os.remove("/output/x")
     try:
         open("/code/main.py", "w")
     except OSError as error:
