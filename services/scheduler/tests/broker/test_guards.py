@@ -88,6 +88,26 @@ async def test_an_answer_that_comes_while_its_gateway_is_asked_counts(world: Wor
     assert saying
 
 
+async def test_an_earlier_dispatch_that_still_lies_somewhere_is_not_taken_for_this_one(world: World) -> None:
+    """The stream has swallowed this placement, and what is there of the job is the one before: nobody would take its answer."""
+    async with world.scheduling(sweep_s=3600) as scheduler:
+        await world.deploy("hello")
+        call = world.new_call("hello", b"x", tenant="acme", lane=Lane.SYNC, placement=1)
+        swallowed = subjects.run("lost-00000000", call.job, sync=True)
+        await world.bus.publish(swallowed, b"x", msg_id=f"{call.job}.1.1")
+        await world.bus.purge("RUNS_SYNC", subject=swallowed)
+        before = call.model_copy(update={"placement": 0})
+        run = Run(call=before, executor="gone-00000000", placement=0, epoch=1, is_last=True, placed_at=0, reason="free")
+        await world.bus.publish(
+            subjects.run("gone-00000000", call.job, sync=True), b"x", meta=run, contract="run-sync.v1", msg_id=f"{call.job}.1.0"
+        )
+        await world.executor("one")
+        await world.joined(scheduler, 1)
+        await world.publish(call, b"x")
+        await world.answer(call.job)
+        assert [(ran.attempt, ran.placement) for ran in world.runs_of(call.job)] == [(1, 2)]
+
+
 async def test_an_end_that_comes_second_changes_nothing(world: World) -> None:
     """A success was recorded; then its scheduler hears that the last attempt was lost."""
     async with world.scheduling():
