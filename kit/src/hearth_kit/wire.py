@@ -66,6 +66,7 @@ class Wire(Client):
         sid = self._sid + 1
         self._direct[sid] = deliver  # before the broker can know of it
         await self.subscribe(subject, queue=queue, cb=_never)
+        self._kick()  # whoever hears that we listen may speak at once
         return sid
 
     async def unlisten(self, sid: int) -> None:
