@@ -76,6 +76,67 @@ async def test_keep_alive_and_pipelining(gateway):
         assert (await connection.answer())[0] == 200
 
 
+UPGRADES = (
+    b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEA\r\n",
+    b"connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+)
+JSON = b"content-type: application/json\r\n"
+FRAMED = (
+    (b"content-length: 7\r\n", b'{"x":1}'),
+    (b"transfer-encoding: chunked\r\n", b'3\r\n{"x\r\n4\r\n":1}\r\n0\r\n\r\n'),
+)
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES)
+@pytest.mark.parametrize(("framing", "body"), FRAMED)
+async def test_a_request_that_offers_an_upgrade_keeps_its_body(gateway, upgrade, framing, body):
+    """RFC 9110, 7.8: a server may ignore the offer; whatever segments it comes in, and whatever follows."""
+    await gateway.deploy()
+    asked = post(gateway, upgrade + framing + JSON, body)
+    head = len(asked) - len(body)
+    async with raw(gateway) as connection:
+        for cuts in ((), (head,), (head - 1,), (head + 1, head + 4), (20, head - 3, head + 2, len(asked) - 1)):
+            for start, end in zip((0, *cuts), (*cuts, len(asked)), strict=True):
+                connection.writer.write(asked[start:end])
+                await connection.writer.drain()
+                await asyncio.sleep(0.02)  # a segment of its own
+            assert await connection.answer() == (200, b'{"x":1}'), cuts
+        connection.writer.write(asked + HEALTH + asked + asked + HEALTH)  # pipelined
+        for expected in (b'{"x":1}', b'{"status":"ok"}', b'{"x":1}', b'{"x":1}', b'{"status":"ok"}'):
+            assert await connection.answer() == (200, expected)
+
+
+async def test_a_body_cut_short_after_an_upgrade_waits_for_its_rest(strict):
+    async with raw(strict) as connection:
+        connection.writer.write(post(strict, UPGRADES[0] + FRAMED[0][0] + JSON, b'{"x'))
+        assert (await connection.answer())[0] == 408
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES)
+async def test_an_upgrade_without_a_body_is_an_ordinary_request(gateway, upgrade):
+    asked = b"GET /healthz HTTP/1.1\r\nhost: x\r\n" + upgrade + b"\r\n"
+    async with raw(gateway) as connection:
+        connection.writer.write(asked + HEALTH + asked)
+        for _ in range(3):
+            assert await connection.answer() == (200, b'{"status":"ok"}')
+
+
+async def test_an_upgrade_whose_body_has_no_end_that_can_be_told_is_refused(gateway):
+    for framing in (b"transfer-encoding: gzip\r\n", b"transfer-encoding: chunked\r\ncontent-length: 3\r\n"):
+        async with raw(gateway) as connection:
+            connection.writer.write(post(gateway, UPGRADES[0] + framing, b"abc" + HEALTH))
+            assert (await connection.answer())[0] == 400, framing
+            assert await connection.answer() == (0, b"")
+
+
+async def test_a_tunnel_is_not_offered_and_what_is_sent_into_it_is_no_request(gateway):
+    async with raw(gateway) as connection:
+        connection.writer.write(b"CONNECT example.org:443 HTTP/1.1\r\nhost: x\r\n\r\n" + HEALTH)
+        assert (await connection.answer())[0] in (400, 404, 405)
+        connection.writer.write_eof()
+        assert await connection.answer() == (0, b"")
+
+
 async def test_what_is_no_http_is_a_400_problem(gateway):
     for nonsense in (
         b"\x16\x03\x01\x02\x00",

@@ -25,6 +25,8 @@ HEADERS_MAX: Final = 200
 #: What a client may go on sending after its answer, before the connection is cut: enough to let it read the answer.
 LATE_BYTES_MAX: Final = 4 * 1024 * 1024
 SWEEP_S: Final = 1.0
+#: The headers that say where a body ends.
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,33 @@ _TOO_SLOW: Final = _refusal(Problem(408, "E_TOO_SLOW", "The request took too lon
 _TOO_MANY: Final = _refusal(
     Problem(503, "E_OVERLOADED", "Too many connections are open.", fix="wait for Retry-After seconds", retry_after_s=1)
 )
+
+
+class _AfterHead:
+    """Passes on what a parser tells, but for its first head, which the connection has had."""
+
+    def __init__(self, connection: "HardenedProtocol") -> None:
+        self._connection = connection
+        self._had = False
+        self.on_body = connection.on_body
+        self.on_message_complete = connection.on_message_complete
+
+    def on_message_begin(self) -> None:
+        if self._had:
+            self._connection.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if self._had:
+            self._connection.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._had:
+            self._connection.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self._had:
+            self._connection.on_headers_complete()
+        self._had = True
 
 
 class HardenedProtocol(HttpToolsProtocol):
@@ -93,9 +122,42 @@ class HardenedProtocol(HttpToolsProtocol):
             self._head_bytes += len(data)
         elif self.cycle is not None and not self.cycle.more_body:
             self._head_since, self._head_bytes = now, len(data)  # the next request begins
-        super().data_received(data)
+        self._feed(data)
         if self._head_since and self._head_bytes > HEAD_BYTES_MAX:
             self._refuse(_HEAD_TOO_LARGE)
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        """uvicorn's, but an upgrade is ignored, as RFC 9110 section 7.8 lets a server do: its body and what follows are read."""
+        self._unset_keepalive_if_required()
+        while not self._refused:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserError:
+                self.logger.warning("Invalid HTTP request received.")
+                self.send_400_response("")
+            except httptools.HttpParserUpgrade as upgrade:
+                if self.scope["method"] == "CONNECT":
+                    return  # what follows is meant for whom it would have been tunneled to
+                self._forget_upgrade()
+                data = memoryview(data)[upgrade.args[0] :]
+                continue
+            return
+
+    def _forget_upgrade(self) -> None:
+        """httptools takes what follows an upgrade's head for another protocol, and its message for complete: have another
+        parser read on, from a head that says of the body what this one said."""
+        if self._refused or self.cycle is None:
+            return
+        self.cycle.more_body = True
+        self.cycle.message_event.clear()
+        self.parser = httptools.HttpRequestParser(_AfterHead(self))
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        framing = [b"%b: %b\r\n" % field for field in self.headers if field[0] in _FRAMING]
+        version = self.scope["http_version"].encode()
+        try:
+            self.parser.feed_data(b"POST / HTTP/%b\r\n%b\r\n" % (version, b"".join(framing)))
+        except httptools.HttpParserError:
+            self.send_400_response("")
 
     def on_message_begin(self) -> None:
         self._named_bytes = 0
@@ -183,9 +245,6 @@ class HardenedProtocol(HttpToolsProtocol):
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Nothing here upgrades; the request is answered as what it is, and a stranger fills no log."""
 
     def check(self, now: float, limits: Limits) -> None:
         """Called once a second."""
