@@ -144,7 +144,7 @@ class HardenedProtocol(HttpToolsProtocol):
             return
 
     def _forget_upgrade(self) -> None:
-        """httptools takes what follows an upgrade's head for another protocol, and its message for complete: have another
+        """The parser takes what follows an upgrade's head for another protocol, and its message for complete: have another
         parser read on, from a head that says of the body what this one said."""
         if self._refused or self.cycle is None:
             return
