@@ -1,5 +1,7 @@
 """What executors and other processes say of themselves."""
 
+from typing import Final
+
 from pydantic import Field
 
 from hearth_contracts.calls import Meta
@@ -39,6 +41,12 @@ class Capacity(Meta):
     """Finished since the start."""
     backend_notes: dict[str, str] = Field(default_factory=dict)
     """For people: which link and engine and why, what is off."""
+
+
+#: A persister's notes of its stores are named so, and begin with one of these words (or say that it stands by).
+STORE_NOTE: Final = "store."
+STORE_WRITING: Final = "writing"
+STORE_DEGRADED: Final = "degraded"
 
 
 class Presence(Meta):

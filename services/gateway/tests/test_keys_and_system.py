@@ -3,8 +3,10 @@
 import asyncio
 import json
 import os
+import time
 
 import pytest
+from platform_double import headers_of
 
 from hearth_contracts import streams, subjects
 from hearth_contracts.fleet import Presence
@@ -271,3 +273,27 @@ async def test_nothing_alive_means_503_at_once(broker, bus, make_gateway, tmp_pa
         # An async job may wait for capacity: the broker has it.
         assert (await gateway.invoke(headers={"prefer": "respond-async"}))[0] == 202
         await asyncio.sleep(0)
+
+
+async def test_a_store_that_takes_nothing_is_a_problem_and_no_reason_to_turn_callers_away(gateway):
+    def say(instance, **stores):
+        notes = {f"store.{name}": state for name, state in stores.items()}
+        said = Presence(service="persister", instance=instance, pid=1, started_at=0, at=time.time(), notes=notes)
+        gateway.bus.send(subjects.presence("persister", instance), headers=headers_of(said, "presence.v1"))
+
+    async def told(wanted):
+        for _ in range(100):
+            say("p-1", local="degraded since 1000: no space left", s3="degraded since 900: away")
+            say("p-2", local="standing by", s3="writing")
+            _, body, _ = await gateway.call("GET", "/v1/system")
+            if wanted(body["problems"]):
+                return body["problems"]
+            await asyncio.sleep(0.05)
+        raise AssertionError(body["problems"])
+
+    problems = await told(lambda problems: "store.local" in problems)
+    assert problems["store.local"].startswith("degraded since 1000: no space left; make room")
+    await told(lambda problems: set(problems) == {"store.local"})  # the other is written to by somebody
+    status, body, _ = await gateway.call("GET", "/readyz")
+    assert (status, body["problems"]) == (200, {})
+    assert "store.local" in body["warnings"]

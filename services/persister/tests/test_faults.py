@@ -1,11 +1,15 @@
 """Whatever is killed, stopped, filled or taken away: every store ends with every record, once, and with the same bytes."""
 
 import asyncio
+import json
+import os
 import shutil
+import subprocess
 
 import pytest
 
-from hearth_contracts import streams
+from hearth_contracts import streams, subjects
+from hearth_contracts.fleet import Presence
 from hearth_kit.provision import provision
 from hearth_persister import reading
 
@@ -78,6 +82,66 @@ async def test_a_store_that_fills_up_in_the_middle_catches_up_once_there_is_room
     shutil.move(platform.store("b") / "aside", segments)
 
     await stores.complete("a", "b", records=records)
+
+
+@pytest.fixture
+def tiny(platform):
+    """A store on a disk of its own, nearly full."""
+    root = platform.store("b")
+    root.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", root], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("this needs the right to mount")
+    yield root
+    subprocess.run(["umount", "-l", root], check=True)
+
+
+def degraded(process, store):
+    return [line for line in process.lines if line.get("event", "").startswith("store fails") and line.get("store") == store]
+
+
+async def test_a_full_disk_is_tried_ever_less_often_and_said_once(platform, records, stores, bus, until, tiny):
+    """The small file of a check fits on a disk that no segment fits on."""
+    seen = []
+
+    def heard(message):
+        seen.append(message.meta(Presence).notes.get("store.b", ""))
+
+    await bus.subscribe(subjects.PRESENCE_ALL, heard)
+    filler = tiny / "filler"
+    filler.write_bytes(b"x" * 232 * 1024)
+    process = await platform.start("a", "b", env={"HEARTH_LOG_LEVEL": "DEBUG", "HEARTH_STORE_RETRY_S_MAX": "1.6"})
+    await until(lambda: process.said("writing"))
+    for _ in range(20):
+        await records.one(result=json.dumps(os.urandom(2000).hex()).encode())
+    await until(lambda: len(degraded(process, "b")) >= 5)
+
+    failing = degraded(process, "b")
+    assert [line["failures"] for line in failing[:5]] == [1, 2, 3, 4, 5]
+    assert [line["wait_s"] for line in failing[:5]] == [0.1, 0.2, 0.4, 0.8, 1.6]
+    assert [line["level"].lower() for line in failing] == ["warning"] + ["debug"] * (len(failing) - 1)
+    assert not process.said("store works again")
+    await until(lambda: sum(note.startswith("degraded") for note in seen) >= 3)
+    since = {note.split(":")[0] for note in seen if note.startswith("degraded")}
+    assert len(since) == 1, since
+    assert all(note.startswith("degraded") for note in seen[seen.index(next(n for n in seen if n.startswith("degraded"))) :])
+
+    filler.unlink()
+
+    await stores.complete("a", "b", records=records)
+    assert sum(line.get("event") == "store works again" for line in process.lines) == 1
+    await until(lambda: seen[-1] == "writing")
+
+
+async def test_a_store_that_nothing_waits_for_works_again_once_it_may_be_written_to(platform, records, stores, until):
+    wall = platform.store("b")
+    wall.write_text("not a folder")
+    process = await platform.start("a", "b")
+    await until(lambda: process.said("store fails"))
+
+    wall.unlink()
+
+    await until(lambda: process.said("store works again"))
 
 
 async def test_of_two_persisters_one_writes_and_the_other_takes_over(platform, records, stores, until):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from hearth_contracts import registry, streams, subjects
+from hearth_contracts import fleet, registry, streams, subjects
 from hearth_kit import lifecycle
 from hearth_kit.background import Background
 from hearth_kit.bus import Bus
@@ -119,10 +119,10 @@ async def _lines(settings: Settings, life: Life, stack: contextlib.AsyncExitStac
 def _note(life: Life, lines: Sequence[Line]) -> None:
     """What people see of each store."""
     for line in lines:
-        state = "writing" if line.active else "standing by"
+        state = fleet.STORE_WRITING if line.active else "standing by"
         if line.breaker.open:
-            state = f"degraded since {line.breaker.since:.0f}: {line.breaker.why}"
-        life.notes[f"store.{line.store.name}"] = state
+            state = f"{fleet.STORE_DEGRADED} since {line.breaker.since:.0f}: {line.breaker.why}"
+        life.notes[f"{fleet.STORE_NOTE}{line.store.name}"] = state
 
 
 async def _tell(life: Life, lines: Sequence[Line]) -> None:
@@ -134,6 +134,8 @@ async def _tell(life: Life, lines: Sequence[Line]) -> None:
                 info = await life.bus.consumer_info(streams.RECORDS.name, line.consumer)
                 if info is not None:
                     lag = info.pending + info.ack_pending
+                    if not lag:
+                        line.caught_up()
                     metrics.LAG.labels(line.store.name).set(lag)
                     life.notes[f"store.{line.store.name}.lag"] = str(lag)
         await asyncio.sleep(STATUS_S)

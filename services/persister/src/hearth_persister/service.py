@@ -166,12 +166,18 @@ class Line:
             raise error
         metrics.FAILURES.labels(self.store.name).inc()
         metrics.UP.labels(self.store.name).set(0)
+        is_news = not self.breaker.open
         self.breaker = self.breaker.failed(str(error), self._clock.now())
-        _log.warning(
-            "store fails: %s", error,
+        _log.log(
+            logging.WARNING if is_news else logging.DEBUG, "store fails: %s", error,
             extra={"store": self.store.name, "failures": self.breaker.failures, "wait_s": self.breaker.wait_s},
         )  # fmt: skip
         self._changed()
+
+    def caught_up(self) -> None:
+        """Nothing waits for this store: that it may be written to is proof enough, there is no segment to show it."""
+        if self.active and self.breaker.open:
+            self._worked()
 
     def _worked(self) -> None:
         if self.breaker.open:
@@ -200,8 +206,12 @@ class Line:
             held_bytes_max=self._settings.held_bytes_max,
         )  # fmt: skip
         self._set_active(True)
-        self._worked()
-        _log.info("writing", extra={"store": self.store.name, "epoch": self.epoch, "from": self.stored + 1})
+        if not self.breaker.open:
+            self._worked()  # else a written segment shows it: a full disk still takes the small file of `check`
+        _log.log(
+            logging.DEBUG if self.breaker.open else logging.INFO, "writing",
+            extra={"store": self.store.name, "epoch": self.epoch, "from": self.stored + 1},
+        )  # fmt: skip
         # What the consumer handed to somebody who is gone comes again only after its wait: read it now instead.
         await self._fetch(intake, delivered, held)
         pump = await self._bus.pull(RECORDS, consumer, intake.delivered, auto=False, lost=intake.lost)
@@ -297,6 +307,8 @@ class Line:
         took = self._clock.monotonic() - begun
         await self.index.add([(key, encoded.directory)])
         self.stored = batch.last
+        if self.breaker.open:
+            self._worked()
         self._count(batch, entries, len(encoded.data), took)
         for entry in entries:
             if entry.traceparent:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from hearth_contracts import registry, streams, subjects
 from hearth_contracts.calls import Depths
 from hearth_contracts.errors import UndecodableMessage
-from hearth_contracts.fleet import Capacity, Presence
+from hearth_contracts.fleet import STORE_DEGRADED, STORE_NOTE, STORE_WRITING, Capacity, Presence
 from hearth_kit import provision
 from hearth_kit.bus import Bus
 from hearth_kit.clock import Clock
@@ -116,6 +116,21 @@ class Fleet:
         if now - self._heard_scheduler_at > self._silent_s_max:
             return "no scheduler has been heard"
         return ""
+
+    def store_problems(self) -> dict[str, str]:
+        """Stores that no persister can write to, each with its fix. Calls go on: what they wait for stays on the broker."""
+        now = self._clock.monotonic()
+        wrong: dict[str, str] = {}
+        writing: set[str] = set()
+        for heard in self._processes.values():
+            if heard.said.service != registry.PERSISTER or now - heard.at > GONE_S:
+                continue
+            for name, state in heard.said.notes.items():
+                if name.startswith(STORE_NOTE) and state == STORE_WRITING:
+                    writing.add(name)
+                elif name.startswith(STORE_NOTE) and state.startswith(STORE_DEGRADED):
+                    wrong[name] = f"{state}; make room there or mount it again: until then finished calls stay on the broker"
+        return {name: fix for name, fix in sorted(wrong.items()) if name not in writing}
 
     def carries(self, labels: Mapping[str, str]) -> bool:
         """Whether a living executor has all of these."""

@@ -43,7 +43,7 @@ class SystemRoutes:
         return JSONResponse(
             {
                 "platform": self.platform, "gateway": self.bus.instance, "broker": {"connected": self.bus.connected},
-                "problems": dict(self.problems()), "held_calls": self.held(), **seen,
+                "problems": {**self.problems(), **self.fleet.store_problems()}, "held_calls": self.held(), **seen,
             }
         )  # fmt: skip
 
@@ -53,7 +53,9 @@ class SystemRoutes:
     async def ready(self, _: Ask) -> Response:
         wrong = dict(self.problems())
         missing = self.fleet.away()
-        warnings = {"capacity": f"{missing}: sync calls are answered 503 until one is"} if missing else {}
+        warnings = self.fleet.store_problems()  # no reason to turn callers away
+        if missing:
+            warnings["capacity"] = f"{missing}: sync calls are answered 503 until one is"
         return JSONResponse(
             {"status": "not ready" if wrong else "ready", "problems": wrong, "warnings": warnings}, 503 if wrong else 200
         )
@@ -68,7 +70,7 @@ class SystemRoutes:
         return HTMLResponse(pages.docs(self.document()), headers=pages.HEADERS)
 
     async def front(self, _: Ask) -> Response:
-        return HTMLResponse(pages.front(self.platform, dict(self.problems())), headers=pages.HEADERS)
+        return HTMLResponse(pages.front(self.platform, {**self.problems(), **self.fleet.store_problems()}), headers=pages.HEADERS)
 
 
 def _of_tenant(seen: dict[str, Any], tenant: str) -> dict[str, Any]:
