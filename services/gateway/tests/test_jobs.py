@@ -7,7 +7,7 @@ import pytest
 from platform_double import Outcome
 
 from hearth_contracts import names, streams, subjects
-from hearth_contracts.calls import Call, Record
+from hearth_contracts.calls import ArchiveQuery, Call, Record
 from hearth_contracts.enums import Reason, State
 
 pytestmark = pytest.mark.broker
@@ -297,6 +297,31 @@ async def test_what_has_not_ended_is_listed_first(gateway):
     await gateway.call("DELETE", f"/v1/jobs/{jobs[0]}")
     _, body, _ = await gateway.call("GET", "/v1/jobs")
     assert [row["job"] for row in body["jobs"]] == [jobs[2], jobs[1]]
+
+
+async def test_a_parameter_that_nobody_knows_is_refused_with_the_nearest(gateway):
+    for asked, hint in (("bogus=1", "known parameters: function, state"), ("stat=FAILED", "did you mean state?")):
+        status, body, _ = await gateway.call("GET", f"/v1/jobs?{asked}")
+        assert (status, body["code"]) == (400, "E_BAD_REQUEST"), asked
+        assert hint in body["fix"]
+        assert asked.split("=")[0] in body["detail"]
+
+
+async def test_history_is_asked_by_times_as_people_write_them(gateway):
+    heard = []
+    for answering in gateway.double.answering:
+        await answering.stop()
+
+    def answer(message):
+        heard.append(message.meta(ArchiveQuery))
+        message.respond(b'{"jobs":[],"next":""}')
+
+    await gateway.bus.subscribe(subjects.ARCHIVE, answer)
+    for since in ("1767225600", "2026-01-01T00:00:00Z", "2026-01-01T01:00:00%2B01:00", "2026-01-01T01:00:00+01:00"):
+        assert (await gateway.call("GET", f"/v1/jobs?since={since}&until=2026-01-02T00:00:00Z"))[0] == 200, since
+    assert [(query.since, query.until) for query in heard] == [(1767225600.0, 1767312000.0)] * 4
+    for wrong in ("yesterday", "2026-01-01", "2026-01-01T00:00:00", "nan"):
+        assert (await gateway.call("GET", f"/v1/jobs?since={wrong}"))[0] == 400, wrong
 
 
 async def test_history_comes_from_the_archive(gateway):

@@ -71,6 +71,8 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "\n".join(
         ("name: a\n\nmemory: 3", 3, "did you mean memory_mb"),
         ("scale:\n  min_warn: 3", 2, "did you mean min_warm"),
         ("retry:\n  attempts: 0", 2, "greater than"),
+        ("scale:\n  max: 2\n  min_warm: 5", 3, "scale.min_warm is 5, more than scale.max, which is 2"),
+        ("scale: {min_warm: 21}", 1, "scale.max, which is 20"),
         ("env:\n  PORT: 8080", 2, "quotes"),
         ("env: [a]", 1, ""),
         ("handler: 'a; rm -rf /:b'", 1, "module:function"),

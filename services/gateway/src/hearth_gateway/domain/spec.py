@@ -48,6 +48,7 @@ def from_data(data: Any, *, name: str, lines: dict[Path, int] | None = None) -> 
     except ValidationError as error:
         raise _explain(error, given, lines) from error
     _refuse_choices(spec, lines)
+    _refuse_contradictions(spec, lines)
     return spec
 
 
@@ -78,6 +79,23 @@ def _refuse_choices(spec: FunctionSpec, lines: dict[Path, int]) -> None:
         found.append(FieldError("backend", "the backend wasm is not offered here", lines.get(("backend",), 0), "use container"))
     if found:
         raise _not_available(found)
+
+
+def _refuse_contradictions(spec: FunctionSpec, lines: dict[Path, int]) -> None:
+    """Here and not in the contract, which also reads what was deployed before."""
+    scale = spec.scale
+    if scale.min_warm <= scale.max:
+        return
+    message = f"scale.min_warm is {scale.min_warm}, more than scale.max, which is {scale.max}"
+    path: Path = ("scale", "min_warm")
+    where = f"line {line}: " if (line := _line(lines, path)) else ""
+    raise SpecInvalid(
+        f"{where}{message}",
+        errors=[
+            FieldError("scale.min_warm", message, line, f"at most {scale.max}"),
+            FieldError("scale.max", message, _line(lines, ("scale", "max")), f"at least {scale.min_warm}"),
+        ],
+    )
 
 
 def _not_available(found: list[FieldError]) -> NotAvailable:

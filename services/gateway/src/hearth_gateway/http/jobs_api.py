@@ -50,7 +50,7 @@ class JobRoutes:
         return [
             Endpoint("GET", "/v1/jobs", self.history, "List jobs: those that have not ended, then the others, newest first", tag, parameters=(
                 Parameter("function", "only of this function"), Parameter("state", "PENDING, PROCESSING, SUCCESS or FAILED"),
-                Parameter("since", "Unix seconds", kind="number"), Parameter("until", "Unix seconds", kind="number"),
+                Parameter("since", "Unix seconds or RFC 3339"), Parameter("until", "Unix seconds or RFC 3339"),
                 Parameter("limit", "1 to 500", kind="integer"), Parameter("cursor", "next of the page before"))),
             Endpoint("GET", "/v1/jobs/{job}", self.show, "A job's state, result and figures", tag, answers={200: "it", **gone},
                 parameters=(wait,)),
@@ -82,6 +82,7 @@ class JobRoutes:
         return await self.jobs.until_final(found, wait_s) if wait_s else found
 
     async def history(self, ask: Ask) -> Response:
+        ask.only("function", "state", "since", "until", "limit", "cursor")
         function = ask.query("function")
         state = ask.query("state").upper()
         try:
@@ -92,8 +93,8 @@ class JobRoutes:
         if state and state not in State.__members__:
             raise BadRequest(f"state is one of {', '.join(State)}")
         query = ArchiveQuery(
-            tenant=ask.tenant, function=function, state=state, since=ask.number("since", 0, low=0, high=1e12),
-            until=ask.number("until", 0, low=0, high=1e12), limit=int(ask.number("limit", 50, low=1, high=500)),
+            tenant=ask.tenant, function=function, state=state, since=ask.time("since"), until=ask.time("until"),
+            limit=int(ask.number("limit", 50, low=1, high=500)),
             cursor=ask.query("cursor")[:500],
         )  # fmt: skip
         return Response(await self._page(query), media_type="application/json")

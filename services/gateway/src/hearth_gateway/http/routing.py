@@ -1,8 +1,11 @@
 """The route table: one entry per operation, from which the router and the OpenAPI document are made."""
 
+import contextlib
+import difflib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel
@@ -63,6 +66,23 @@ class Ask:
 
     def query(self, name: str, default: str = "") -> str:
         return self.request.query_params.get(name, default)
+
+    def only(self, *names: str) -> None:
+        """A misspelt parameter would be a question that nobody asked: it is refused by name."""
+        for name in self.request.query_params:
+            if name not in names:
+                close = difflib.get_close_matches(name[:80], names, n=1, cutoff=0.5)
+                hint = f"did you mean {close[0]}?" if close else f"known parameters: {', '.join(names)}"
+                raise BadRequest(f"there is no parameter {name[:80]!r} ({hint})", fix=hint)
+
+    def time(self, name: str) -> float:
+        """A time in the query, Unix seconds or RFC 3339; 0 when it is not given."""
+        text = self.query(name).replace(" ", "+")  # what a plus sign is in a query, unless it was escaped
+        with contextlib.suppress(ValueError):
+            stamp = datetime.fromisoformat(text)
+            if stamp.tzinfo is not None:
+                return max(0.0, stamp.timestamp())
+        return self.number(name, 0, low=0, high=1e12)
 
     def number(self, name: str, default: float, *, low: float, high: float) -> float:
         """A number in the query, within its bounds."""
