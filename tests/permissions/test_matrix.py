@@ -73,7 +73,7 @@ PULLED = {
     "RUNS": (X, f"x_{EXECUTOR}"), "RUNS_SYNC": (X, f"x_{EXECUTOR}"), "RECORDS": (P, "store_folder"), "AI": (A, "ai-proxy"),
 }  # fmt: skip
 READ = {
-    "RUNS": S + G, "RUNS_SYNC": S + G, "JOBS": G, "OUTCOMES": G + S, "OUTCOMES_SYNC": S, "RECORDS": G + S + X + P, "REPLIES": G + S, "STATES": G + S, "LOGS": G,
+    "RUNS": S + G, "RUNS_SYNC": S + G, "CALLS": G, "JOBS": G, "OUTCOMES": G + S, "OUTCOMES_SYNC": G + S, "RECORDS": G + S + X + P, "REPLIES": G + S, "STATES": G + S, "LOGS": G,
     "CAPACITY": G + S, "DEAD": G, "TRACES": G, "OBJECTS_BODIES": G + X + P, "OBJECTS_CODE": G + X + P, "KV_FUNCTIONS": G + S + X,
     "KV_KEYS": G, "KV_LEASES": G + S, "KV_IDEMPOTENCY": G,
 }  # fmt: skip

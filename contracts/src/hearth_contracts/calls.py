@@ -253,7 +253,8 @@ class ArchiveQuery(Meta):
     With `output`, the object of one of the job's output files, that file is put back on the broker first if it has left: a
     record's other bodies are always put back, its outputs may be many and large.
 
-    The answer to a single question is a `record.v1` with its body, or a header `Hearth-Missing: 1`; to a page it is a JSON
+    The answer to a single question is a `record.v1` with its body, or a header `Hearth-Missing: 1`, which with `Hearth-Error`
+    beside it only says that no store could tell; to a page it is a JSON
     object `{"jobs": [...], "next": cursor}`.
     """
 

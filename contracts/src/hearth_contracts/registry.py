@@ -43,7 +43,8 @@ class Contract:
         return f"{self.name}.v{self.version}"
 
 
-CALL: Final = Contract("call", 1, calls.Call, subjects.CALLS_ALL, streams.CALLS, (GATEWAY,), body="input")
+CALL: Final = Contract("call", 1, calls.Call, subjects.CALLS_ALL, streams.CALLS, (GATEWAY,), readers=(GATEWAY,),
+    body="input")  # fmt: skip
 JOB: Final = Contract("job", 1, calls.Call, subjects.JOBS_ALL, streams.JOBS, (GATEWAY, SCHEDULER), readers=(GATEWAY,),
     body="input")  # fmt: skip
 RUN: Final = Contract("run", 1, calls.Run, subjects.RUNS_ALL, streams.RUNS, (SCHEDULER,),
@@ -53,7 +54,7 @@ RUN_SYNC: Final = Contract("run-sync", 1, calls.Run, subjects.RUNS_SYNC_ALL, str
 OUTCOME: Final = Contract("outcome", 1, calls.Outcome, subjects.OUTCOMES_ALL, streams.OUTCOMES,
     (EXECUTOR, SCHEDULER), readers=(GATEWAY, SCHEDULER), body="input")  # fmt: skip
 OUTCOME_SYNC: Final = Contract("outcome-sync", 1, calls.Outcome, subjects.OUTCOMES_SYNC_ALL, streams.OUTCOMES_SYNC,
-    (EXECUTOR, SCHEDULER), readers=(SCHEDULER,), body="input")  # fmt: skip
+    (EXECUTOR, SCHEDULER), readers=(GATEWAY, SCHEDULER), body="input")  # fmt: skip
 RECORD: Final = Contract("record", 1, calls.Record, subjects.RECORDS_ALL, streams.RECORDS, (EXECUTOR, SCHEDULER, GATEWAY),
     listeners=(GATEWAY, SCHEDULER), readers=(GATEWAY, SCHEDULER, EXECUTOR, PERSISTER), body="input, result, log")  # fmt: skip
 REPLY: Final = Contract("reply", 1, calls.Reply, subjects.REPLIES_ALL, streams.REPLIES, (EXECUTOR, SCHEDULER),

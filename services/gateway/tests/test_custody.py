@@ -6,7 +6,7 @@ import pytest
 from platform_double import Outcome, headers_of
 
 from hearth_contracts import streams, subjects
-from hearth_contracts.calls import Body, Call, Ending, Moved, MovedAnswer, Record, Reply
+from hearth_contracts.calls import Body, Call, Ending, Moved, MovedAnswer, Record, Reply, StateChange
 from hearth_contracts.enums import State
 from hearth_kit.nats_bus import connect
 from hearth_kit.provision import provision, remake_memory
@@ -257,3 +257,54 @@ async def test_a_full_store_is_a_503_never_a_202_and_it_heals(own_broker, make_g
             assert (await gateway.invoke())[0] == 503
             await limit(streams.RECORDS, streams.RECORDS.max_bytes)
             await eventually(lambda: answers(202))
+
+
+async def test_a_pending_that_failed_is_tried_again_and_a_202_insists_on_it(own_broker, make_gateway, tmp_path, eventually):
+    """No stream takes it for longer than one try."""
+    async with connect(url=own_broker.url, instance="test") as bus:
+        await provision(bus)
+        async with make_gateway(own_broker, bus, tmp_path / "g", drain_s_max=0.2) as gateway:
+            waiting, call = await held_call(gateway, eventually)
+            await bus._api_call(f"STREAM.DELETE.{streams.STATES.name}", {})
+            second = asyncio.ensure_future(gateway.invoke())
+            await eventually(lambda: len(gateway.double.calls) == 2)
+            other = gateway.double.calls[1]
+            await asyncio.sleep(7)  # the first try has failed by then: VISIBLE_AFTER_S and one publish's time
+            await provision(bus)
+
+            async def shown(job: str):
+                return await bus.get_last(streams.STATES.name, subjects.state("default", job))
+
+            await eventually(lambda: shown(other.job))
+            await reply(gateway, call, b"1")
+            await reply(gateway, other, b"2")
+            assert [(await one)[1] for one in (waiting, second)] == [1, 2]
+
+            third = asyncio.ensure_future(gateway.invoke())
+            await eventually(lambda: len(gateway.double.calls) == 3)
+            await bus._api_call(f"STREAM.DELETE.{streams.STATES.name}", {})
+            gateway.extra["stop"].set()
+            status, body, headers = await asyncio.wait_for(third, 20)
+            assert (status, body["code"]) == (503, "E_NO_BROKER")
+            assert headers["retry-after"]
+
+
+async def test_a_holder_that_does_not_answer_may_still_tell_its_caller(gateway, monkeypatch):
+    """Only where nobody listens is there no holder any more."""
+    from hearth_gateway.jobs import cancel
+
+    monkeypatch.setattr(cancel, "ASK_S_MAX", 0.3)
+    await gateway.deploy()
+    gateway.double.placed = False
+    _, body, _ = await gateway.invoke(headers={"prefer": "respond-async"})
+    job = body["job"]
+    said = StateChange(job=job, tenant="default", state=State.PENDING, attempt=1, phase=0, at=0, note="gateway:gateway-9")
+    await gateway.bus.purge(streams.STATES.name)
+    await gateway.bus.publish(subjects.state("default", job), meta=said, contract="state.v1")
+    stopped = await gateway.bus.subscribe(subjects.moved("gateway-9"), lambda _: None)
+    status, body, headers = await gateway.call("DELETE", f"/v1/jobs/{job}")
+    assert (status, body["code"]) == (503, "E_UNAVAILABLE")
+    assert headers["retry-after"]
+    assert await gateway.bus.get_last(streams.RECORDS.name, subjects.record("default", job)) is None
+    await stopped.stop()
+    assert (await gateway.call("DELETE", f"/v1/jobs/{job}"))[0] == 200

@@ -114,8 +114,10 @@ class Executor:
         self.epoch = max(self.epoch, run.epoch)
         if verdict is Verdict.RUN or verdict is Verdict.LOOK_FIRST:
             self._take_in(self._hold(run, message, dispatch, sync=sync), look_first=verdict is Verdict.LOOK_FIRST)
-        elif verdict is Verdict.SETTLED:
+        elif verdict is Verdict.SETTLED and not (sync and call.gateway):
             message.ack()
+        elif verdict is Verdict.SETTLED:
+            self._say_again(run, message, dispatch)
         elif twin is not None and verdict is Verdict.SAME:
             # The same message again: the older delivery of it can no longer be settled.
             twin.messages = [known for known in twin.messages if known.sequence != message.sequence] + [message]
@@ -153,6 +155,24 @@ class Executor:
         self._held[dispatch] = twin
         twin.run = run
         twin.messages.append(message)
+
+    def _say_again(self, run: Run, message: Message, dispatch: str) -> None:
+        """A dispatch that has ended here comes once more: an acknowledgement was lost, or its caller asks for the answer."""
+        held = self._hold(run, message, dispatch, sync=True)
+        held.phase = Phase.ENDING
+        held.task = self._tasks.start(self._answer_again(held))
+
+    async def _answer_again(self, held: Held) -> None:
+        try:
+            # It has ended, so it is never run again, not even when its record is not there: that may lie in the stores, or
+            # what was told was an outcome, and neither can be known here. Who waits for a record asks the archive.
+            stored = await self._settler.winner(held)
+            if stored is not None:
+                await self._settler.settle_with(held, stored)
+            else:
+                held.ack()
+        finally:
+            self._forget(held, settled=True)
 
     def _take_in(self, held: Held, *, look_first: bool) -> None:
         held.look_first = look_first

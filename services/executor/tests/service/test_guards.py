@@ -139,3 +139,37 @@ async def test_a_consumer_that_is_stuck_is_asked_again_and_its_job_ends(start, o
     assert lost
     assert record.parts(content)[1] == b"1"
     assert metrics.REBINDS._value.get() == before + 1
+
+
+async def test_a_dispatch_that_has_ended_here_is_answered_from_its_record_and_not_run_again(start):
+    runs: list[bytes] = []
+
+    async def counted(calling: Calling) -> bytes:
+        runs.append(await calling.body())
+        return b"%d" % len(runs)
+
+    async with start({"counted": counted}) as it:
+        call = it.call("counted")
+        await it.place(call)
+        await it.record(call)
+        await it.settled()
+        await it.place(call, msg_id="the-same-once-more")
+        await until(lambda: len(it.replies) == 2 or None)
+        await it.settled()
+        first, again = it.replies
+        assert first[1] == again[1] == b"1"
+        assert (again[0].ending.attempt, again[0].ending.placement) == (1, 0)
+        # Its record may have left for the stores: it is not run again then either.
+        await it.bus.purge("RECORDS")
+        await it.place(call, msg_id="and-again")
+        await it.settled()
+        assert await it.stored_record(call) is None
+        # An async job has nobody who waits.
+        job = it.call("counted", lane=Lane.ASYNC)
+        await it.place(job)
+        await it.record(job)
+        await it.settled()
+        await it.place(job, msg_id="the-same-job-once-more")
+        await it.settled()
+    assert len(it.replies) == 2
+    assert len(runs) == 2

@@ -11,7 +11,7 @@ from hearth_contracts import registry as contracts
 from hearth_gateway.adapters.ai_asker import AiAsker
 from hearth_gateway.adapters.fleet import Fleet
 from hearth_gateway.adapters.keyring import KeyRing
-from hearth_gateway.calls.custody import Custody
+from hearth_gateway.calls.custody import HAND_OFF_S_MAX, Custody
 from hearth_gateway.calls.direct import DirectInvoke
 from hearth_gateway.calls.idempotency import IdempotencyKeys
 from hearth_gateway.calls.invoker import Invoker
@@ -102,7 +102,7 @@ async def gateway(settings: Settings, life: Life) -> AsyncIterator[Listening]:
     try:
         async with server.serving(
             app, host=settings.http_host, port=settings.http_port, keep_alive_s=settings.keep_alive_s,
-            connections_max=settings.connections_max, limits=limits, drain_s_max=settings.drain_s_max,
+            connections_max=settings.connections_max, limits=limits, drain_s_max=settings.drain_s_max + HAND_OFF_S_MAX,
         ) as listening:  # fmt: skip
             await direct.start()
             life.notes["http"] = f"{settings.http_host}:{listening.port}"

@@ -60,15 +60,18 @@ class Archive:
         return sorted(self._lines, key=lambda line: (line.breaker.open, not line.active))
 
     async def _record(self, query: ArchiveQuery) -> Answer:
+        unread = False
         for line in self._in_order():
             try:
                 found = await self._find(line, query)
             except (PersisterError, sqlite3.Error) as error:
                 _log.warning("a store could not answer: %s", error, extra={"store": line.store.name})
+                unread = True
                 continue
             if found is not None:
                 return found
-        return b"", {MISSING: "1"}
+        # That a store could not be read is not that it has no such record.
+        return b"", {MISSING: "1", "Hearth-Error": "E_STORE_UNREADABLE"} if unread else {MISSING: "1"}
 
     async def _find(self, line: Line, query: ArchiveQuery) -> Answer | None:
         place = await line.index.place(query.tenant, query.job)

@@ -187,6 +187,8 @@ class Sweeper:
             return Archived.UNKNOWN
         if answer.headers.get("Hearth-Missing") != "1":
             return Archived.YES
+        if "Hearth-Error" in answer.headers:
+            return Archived.UNKNOWN  # a store could not be read
         current = self._registry.known(change.tenant, names.function_of(change.job), version.current) if version else None
         return Archived.NO if current is not None and current.spec.persist is Persist.ALL else Archived.UNKNOWN
 

@@ -13,6 +13,7 @@ from hearth_contracts.calls import Call, Moved, MovedAnswer, Record, Reply, Stat
 from hearth_contracts.enums import State
 from hearth_contracts.errors import UndecodableMessage
 from hearth_gateway import metrics
+from hearth_gateway.calls import whereabouts
 from hearth_gateway.calls.answer import Answer, of_record
 from hearth_gateway.domain import dispatch
 from hearth_gateway.domain.dispatch import FIRST, Dispatch
@@ -37,6 +38,8 @@ RECOVERING_MAX: Final = 64
 #: That a call was answered is remembered for one to two of these; REPLIES remembers it for two minutes.
 REMEMBER_S: Final = 30.0
 SWEEP_S: Final = 0.5
+#: Handing off takes at most so long, the time of one publish and a little: callers are waited for until then.
+HAND_OFF_S_MAX: Final = 7.0
 
 
 class HandedOff(Exception):
@@ -60,6 +63,8 @@ class Held:
     """While it is being cancelled no reply is taken: the record decides."""
     recovering: bool = False
     visible: bool = False
+    """Its PENDING is durable."""
+    showing: bool = False
     key: str = field(default="")
 
 
@@ -103,6 +108,8 @@ class Custody:
         now = self._clock.monotonic()
         key = f"{call.tenant}.{call.function}"
         held = Held(call, body, traceparent, self._loop.create_future(), now, now + LOOK_AFTER_S, key=key)
+        if call.placement:
+            held.earliest = Dispatch(call.attempt, call.placement)
         self._held[call.job] = held
         self._per_function[key] = self._per_function.get(key, 0) + 1
         return held
@@ -117,6 +124,13 @@ class Custody:
             self._per_function[held.key] = left
         else:
             del self._per_function[held.key]
+
+    def abandon(self, held: Held, error: Exception) -> None:
+        """Let go of a call without an answer: whoever has joined it is told why."""
+        self.release(held)
+        if not held.future.done():
+            held.future.set_exception(error)
+            held.future.exception()  # perhaps nobody has joined
 
     def _resolve(self, held: Held, answer: Answer) -> None:
         self.release(held)
@@ -136,16 +150,43 @@ class Custody:
             # It may be there. The reconnect hook or the sweep takes it from here; the caller goes on waiting.
             _log.warning("no word on a call yet", extra={"job": call.job})
             held.look_at = self._clock.monotonic()
-        except BusError:
-            self.release(held)
+        except BusError as error:
+            self.abandon(held, error)
             raise
 
     async def _publish(self, held: Held) -> None:
-        call = held.call
-        await self._bus.publish(
-            subjects.call(call.tenant, call.function), held.body, meta=call, contract="call.v1",
-            msg_id=f"{call.job}.{call.attempt}.{call.placement}", traceparent=held.traceparent,
-        )  # fmt: skip
+        while True:
+            call = held.call
+            ack = await self._bus.publish(
+                subjects.call(call.tenant, call.function), held.body, meta=call, contract="call.v1",
+                msg_id=f"{call.job}.{call.attempt}.{call.placement}", traceparent=held.traceparent,
+            )  # fmt: skip
+            if not ack.duplicate or await self._is_somewhere(held, ack.sequence):
+                return
+            self._place_anew(held)
+
+    async def _is_somewhere(self, held: Held, sequence: int) -> bool:
+        """Rule 4: that the broker has seen its id is not that it has the call."""
+        while not held.future.done():
+            try:
+                if await self._found_reply(held) or await self._found_record(held):
+                    return True
+                if not await whereabouts.is_somewhere(self._bus, held.call, sequence):
+                    return held.future.done()
+                # Its reply may go to another gateway, which submitted it before.
+                held.look_at = self._clock.monotonic() + SWEEP_S
+                held.look_s = SWEEP_S
+                return True
+            except BusError as error:
+                _log.warning("a call could not be looked up: %s", error, extra={"job": held.call.job})
+                await asyncio.sleep(SWEEP_S)
+        return True
+
+    def _place_anew(self, held: Held) -> None:
+        held.earliest = Dispatch(*held.earliest).republished()
+        held.call = held.call.model_copy(update={"attempt": held.earliest.attempt, "placement": held.earliest.placement})
+        held.visible = False  # what was said of an earlier dispatch may have gone with its final
+        metrics.REPUBLISHED.inc()
 
     # Hearing
 
@@ -203,11 +244,7 @@ class Custody:
                 try:
                     if await self._found_reply(held) or await self._found_record(held):
                         return
-                    held.earliest = Dispatch(*held.earliest).republished()
-                    held.call = held.call.model_copy(
-                        update={"attempt": held.earliest.attempt, "placement": held.earliest.placement}
-                    )
-                    metrics.REPUBLISHED.inc()
+                    self._place_anew(held)
                     await self._publish(held)
                     return
                 except (PublishTimeout, StreamMissing):
@@ -243,17 +280,30 @@ class Custody:
             metrics.HELD.set(len(self._held))
             if not self._bus.connected:
                 continue
-            due = [held for held in self._held.values() if now - held.since >= VISIBLE_AFTER_S and not held.visible]
+            due = [
+                held for held in self._held.values() if now - held.since >= VISIBLE_AFTER_S and not (held.visible or held.showing)
+            ]
             for held in itertools.islice(due, RECOVERING_MAX):
-                held.visible = True
-                self._tasks.start(self._show(held), "visible")
+                held.showing = True
+                self._tasks.start(self._try_to_show(held), "visible")
             for held in itertools.islice([h for h in self._held.values() if now >= h.look_at], RECOVERING_MAX):
                 held.look_at = now + held.look_s
                 held.look_s = min(LOOK_EVERY_S_MAX, held.look_s * 2)
                 self._tasks.start(self._look(held), "look")
 
-    async def _show(self, held: Held) -> None:
-        await write_pending(self._bus, self._clock, held.call, held.traceparent, note=f"gateway:{self._bus.instance}")
+    async def show(self, held: Held) -> None:
+        """Make it visible to all gateways. It counts as visible once the broker has said that it is."""
+        call = held.call
+        await write_pending(self._bus, self._clock, call, held.traceparent, note=f"gateway:{self._bus.instance}")
+        held.visible = held.call is call  # placed anew meanwhile, it is shown again
+
+    async def _try_to_show(self, held: Held) -> None:
+        try:
+            await self.show(held)
+        except BusError as error:
+            _log.warning("a held call could not be made visible: %s", error, extra={"job": held.call.job})
+        finally:
+            held.showing = False  # the next sweep tries again what has failed
 
     async def _look(self, held: Held) -> None:
         async with self._recovering:
@@ -263,10 +313,9 @@ class Custody:
                 _log.warning("a record could not be looked up: %s", error, extra={"job": held.call.job})
 
     async def hand_off(self, held: Held) -> None:
-        """Tell the caller 202 in place of an answer, once PENDING is durable (DELIVERY rule 8)."""
+        """Tell the caller 202 in place of an answer, once PENDING is durable (DELIVERY rule 8). Raises a `BusError`."""
         if not held.visible:
-            held.visible = True
-            await self._show(held)
+            await self.show(held)
         self.release(held)
         if not held.future.done():
             held.future.set_exception(HandedOff())
@@ -276,13 +325,14 @@ class Custody:
         ends = self._loop.time() + timeout_s
         while self._held and self._loop.time() < ends:
             await asyncio.wait([held.future for held in self._held.values()], timeout=max(0.05, ends - self._loop.time()))
-        for held in list(self._held.values()):
-            try:
-                await self.hand_off(held)
-            except BusError as error:
-                _log.warning("a held call could not be made durable: %s", error, extra={"job": held.call.job})
-                self.release(held)
-                held.future.set_exception(error)
+        await asyncio.gather(*(self._hand_off_or_refuse(held) for held in list(self._held.values())))
+
+    async def _hand_off_or_refuse(self, held: Held) -> None:
+        try:
+            await self.hand_off(held)
+        except BusError as error:
+            _log.warning("a held call could not be made durable: %s", error, extra={"job": held.call.job})
+            self.abandon(held, error)
 
 
 async def write_pending(bus: Bus, clock: Clock, call: Call, traceparent: str, *, note: str = "", sequence: int = 0) -> None:
@@ -291,7 +341,9 @@ async def write_pending(bus: Bus, clock: Clock, call: Call, traceparent: str, *,
         job=call.job, tenant=call.tenant, state=State.PENDING, attempt=1, phase=0, at=clock.now(), note=note, sequence=sequence,
         version=call.version,
     )  # fmt: skip
-    await bus.publish(
-        subjects.state(call.tenant, call.job), meta=state, contract="state.v1", msg_id=f"{call.job}.pending",
-        traceparent=traceparent,
-    )  # fmt: skip
+    subject = subjects.state(call.tenant, call.job)
+    msg_id = f"{call.job}.{call.attempt}.{call.placement}.pending"
+    ack = await bus.publish(subject, meta=state, contract="state.v1", msg_id=msg_id, traceparent=traceparent)
+    if ack.duplicate and await bus.get_last(streams.STATES.name, subject) is None:
+        # Said before, and gone with an earlier final (rule 4).
+        await bus.publish(subject, meta=state, contract="state.v1", traceparent=traceparent)

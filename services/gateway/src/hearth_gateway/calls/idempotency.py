@@ -22,6 +22,8 @@ class Claim:
 
     job: str
     fresh: bool
+    at: float
+    """Unix seconds of the claim."""
 
 
 class IdempotencyKeys:
@@ -32,9 +34,7 @@ class IdempotencyKeys:
         self, *, tenant: str, function: str, key: str, wanted: Input, http: HttpRequest | None, job: str, now: float
     ) -> Claim:
         """Claim the key for `job`, or learn whose it is. Raises `IdempotencyMismatch` when the body was another."""
-        if not key or len(key) > KEY_LENGTH_MAX:
-            raise BadRequest(f"an Idempotency-Key has 1 to {KEY_LENGTH_MAX} characters")
-        name = f"{tenant}.{function}.{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()}"
+        name = _name(tenant, function, key)
         fingerprint = _fingerprint(wanted, http)
         value = Idempotency(job=job, body_sha256=fingerprint, at=now)
         try:
@@ -44,11 +44,26 @@ class IdempotencyKeys:
             if entry is None:
                 mark = await self._bucket.last(name)
                 await self._bucket.update(name, value, revision=0 if mark is None else mark.sequence)
-                return Claim(job, fresh=True)
+                return Claim(job, fresh=True, at=now)
             if entry.value.body_sha256 != fingerprint:
                 raise IdempotencyMismatch from None
-            return Claim(entry.value.job, fresh=entry.value.job == job)
-        return Claim(job, fresh=True)
+            return Claim(entry.value.job, fresh=entry.value.job == job, at=entry.value.at)
+        return Claim(job, fresh=True, at=now)
+
+    async def known(self, *, tenant: str, function: str, key: str, wanted: Input, http: HttpRequest | None) -> Claim | None:
+        """Whose the key is, without claiming it. Raises like `claim`."""
+        entry = await self._bucket.get(_name(tenant, function, key))
+        if entry is None:
+            return None
+        if entry.value.body_sha256 != _fingerprint(wanted, http):
+            raise IdempotencyMismatch
+        return Claim(entry.value.job, fresh=False, at=entry.value.at)
+
+
+def _name(tenant: str, function: str, key: str) -> str:
+    if not key or len(key) > KEY_LENGTH_MAX:
+        raise BadRequest(f"an Idempotency-Key has 1 to {KEY_LENGTH_MAX} characters")
+    return f"{tenant}.{function}.{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()}"
 
 
 def _fingerprint(wanted: Input, http: HttpRequest | None) -> str:

@@ -8,13 +8,15 @@ from hearth_contracts.enums import FunctionState, Lane
 from hearth_contracts.errors import InvalidName
 from hearth_contracts.functions import FunctionVersion
 from hearth_gateway.adapters.fleet import Fleet
+from hearth_gateway.calls import whereabouts
 from hearth_gateway.calls.bodies import Input
 from hearth_gateway.calls.custody import Custody, Held, write_pending
 from hearth_gateway.domain import admission
 from hearth_gateway.domain.admission import Load
-from hearth_gateway.errors import FunctionNotFound, NoBroker, NoCapacity, QueueFull, StoreFull
+from hearth_gateway.errors import FunctionNotFound, NoBroker, NoCapacity, QueueFull, StoreFull, Unavailable
 from hearth_kit.bus import Bus
 from hearth_kit.clock import Clock
+from hearth_kit.errors import BusError
 from hearth_kit.registry import Registry
 from hearth_kit.tracing import Context, Tracer
 
@@ -31,12 +33,14 @@ class Wish:
     """Prefix of the key."""
     http: HttpRequest | None = None
     replay_of: str = ""
+    placement: int = 0
+    """More than 0 for a call that may have been submitted before."""
 
     def call(self, lane: Lane, gateway: str) -> Call:
         return Call(
             job=self.job, tenant=self.version.tenant, function=self.version.function, version=self.version.version, lane=lane,
             gateway=gateway, submitted_at=self.submitted_at, input=self.input.body, http=self.http, replay_of=self.replay_of,
-            caller=self.caller,
+            caller=self.caller, placement=self.placement,
         )  # fmt: skip
 
 
@@ -101,11 +105,10 @@ class Invoker:
         header = producer.header
         held = self._custody.hold(call, wish.input.inline, header)
         if durable:
-            held.visible = True
             try:
-                await write_pending(self._bus, self._clock, call, header, note=f"gateway:{self._bus.instance}")
-            except BaseException:
-                self._custody.release(held)
+                await self._custody.show(held)
+            except BaseException as error:
+                self._custody.abandon(held, error if isinstance(error, BusError) else Unavailable())
                 raise
         started = self._clock.now()
         await self._custody.submit(held)
@@ -118,10 +121,14 @@ class Invoker:
         call = wish.call(Lane.ASYNC, "")
         producer = server.child() if server.sampled else server
         started = self._clock.now()
-        ack = await self._bus.publish(
-            subjects.job(call.tenant, call.function), wish.input.inline, meta=call, contract="job.v1",
-            msg_id=f"{call.job}.{call.attempt}.{call.placement}", traceparent=producer.header,
-        )  # fmt: skip
+        while True:
+            ack = await self._bus.publish(
+                subjects.job(call.tenant, call.function), wish.input.inline, meta=call, contract="job.v1",
+                msg_id=f"{call.job}.{call.attempt}.{call.placement}", traceparent=producer.header,
+            )  # fmt: skip
+            if not ack.duplicate or await whereabouts.is_somewhere(self._bus, call, ack.sequence):
+                break
+            call = call.model_copy(update={"placement": call.placement + 1})
         if server.sampled:
             self._sent(server, producer, call, "hearth.v1.jobs", started)
         await write_pending(self._bus, self._clock, call, producer.header, sequence=0 if ack.duplicate else ack.sequence)

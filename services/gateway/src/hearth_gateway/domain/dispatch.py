@@ -1,6 +1,6 @@
 """Which reply of a sync call may be believed ("One answer, one record" in docs/architecture.md)."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class Dispatch(NamedTuple):
@@ -15,6 +15,18 @@ class Dispatch(NamedTuple):
 
 
 FIRST = Dispatch()
+
+#: A first submission is on its way for at most so long: its PENDING and its call, each with the time of one publish.
+ON_ITS_WAY_S: Final = 30.0
+#: For so long a stream remembers the id of a dispatch.
+REMEMBERED_S: Final = 600.0
+
+
+def repeated(age_s: float) -> int:
+    """The placement under which a call is submitted that was asked for so long ago and of which there is no trace. At first it
+    is the same, so that a submission that is still on its way and this one are one call; later it is higher than any before,
+    because whoever settled a dispatch would take no notice of it."""
+    return 0 if age_s < ON_ITS_WAY_S else 1 + int(age_s // REMEMBERED_S)
 
 
 def believed(earliest: Dispatch, reply: Dispatch) -> bool:

@@ -1,12 +1,12 @@
 """Calling a function over HTTP: the hot path, as raw ASGI without a layer in between."""
 
 import asyncio
-import contextlib
 import logging
+import re
 from dataclasses import dataclass, replace
 from typing import Final
 
-from hearth_contracts import names
+from hearth_contracts import bounds, names
 from hearth_contracts.calls import HttpRequest
 from hearth_contracts.enums import Start
 from hearth_gateway import metrics
@@ -18,6 +18,7 @@ from hearth_gateway.calls.bodies import AREA
 from hearth_gateway.calls.custody import Custody, HandedOff, Held
 from hearth_gateway.calls.idempotency import IdempotencyKeys
 from hearth_gateway.calls.invoker import Invoker, Wish
+from hearth_gateway.domain import dispatch
 from hearth_gateway.domain.progress import Cursor
 from hearth_gateway.errors import BadRequest, GatewayError, Header, Unsupported
 from hearth_gateway.http import credentials, event_stream, results, sending
@@ -146,7 +147,14 @@ class _Request:
         version = await on.invoker.version(caller.tenant, self.name)
         prefer = headers.get(b"prefer")
         is_async = prefer is not None and _asks_async(prefer)
-        on.invoker.admit(version, sync=not is_async)
+        key = headers.get(b"idempotency-key")
+        refused: GatewayError | None = None
+        try:
+            on.invoker.admit(version, sync=not is_async)
+        except GatewayError as error:
+            if key is None:
+                raise
+            refused = error  # of a call that has been made before there may be a result
         bodies.announced(headers.get(b"content-length"))
         if not plain_http and headers.get(b"content-encoding", b"identity") != b"identity":
             raise Unsupported("a compressed body is not taken", fix="send it without Content-Encoding")
@@ -155,20 +163,22 @@ class _Request:
         # What curl says where nobody said anything is no choice: such a body is JSON, and text where it is not.
         if kind is None or (kind == _CURLS_TYPE and not plain_http):
             kind = _DEFAULT_TYPE
-        wanted = await bodies.take(self.receive, on.objects, job=job, content_type=kind.decode("latin-1"))
-        wish = Wish(
-            job=job, version=version, input=wanted, submitted_at=started, caller=caller.prefix,
-            http=self._http() if plain_http else None,
-        )  # fmt: skip
-        self.job = job
-        key = headers.get(b"idempotency-key")
+        content_type = kind.decode("latin-1")
+        if bounds.text_bytes(content_type) > bounds.CONTENT_TYPE_BYTES_MAX:
+            raise BadRequest(f"a content type has at most {bounds.CONTENT_TYPE_BYTES_MAX} bytes here")
+        http = self._http() if plain_http else None
+        wanted = await bodies.take(self.receive, on.objects, job=job, content_type=content_type)
+        wish = Wish(job=job, version=version, input=wanted, submitted_at=started, caller=caller.prefix, http=http)
         if key is not None:
-            return await self._once(wish, key.decode("latin-1"), caller, headers, server, traceparent, is_async=is_async)
+            return await self._once(
+                wish, key.decode("latin-1"), caller, headers, server, traceparent, is_async=is_async, refused=refused
+            )
+        self.job = job
         if is_async:
             await on.invoker.submit(wish, server)
             return await self._accepted(traceparent)
         held = await on.invoker.sync(wish, server)
-        if not plain_http and _EVENT_STREAM in headers.get(b"accept", b""):
+        if not plain_http and _asks_events(headers.get(b"accept", b"")):
             return await self._stream(Found(caller.tenant, job, held=held, trace_id=server.trace_id), traceparent)
         return await self._answer(held, started, traceparent, plain_http=plain_http)
 
@@ -178,11 +188,15 @@ class _Request:
         seen = tuple(
             (name.decode("latin-1"), value.decode("latin-1")) for name, value in self.scope["headers"] if name not in _PRIVATE
         )
-        if sum(len(name) + len(value) for name, value in seen) + len(path) > _HTTP_BYTES_MAX:
-            raise BadRequest(f"path and headers together have at most {_HTTP_BYTES_MAX} bytes here")
-        return HttpRequest(
+        http = HttpRequest(
             method=self.scope["method"], path=path, query=self.scope["query_string"].decode("latin-1"), headers=seen
         )
+        if bounds.http_bytes(http) > bounds.HTTP_REQUEST_BYTES_MAX:
+            raise BadRequest(
+                f"method, path, query and headers together have at most {bounds.HTTP_REQUEST_BYTES_MAX} bytes here, written as JSON",
+                fix="send less in the query and the headers, or send it in the body",
+            )
+        return http
 
     async def _answer(self, held: Held, started: float, traceparent: Header, *, plain_http: bool) -> int:
         try:
@@ -217,25 +231,33 @@ class _Request:
     # Idempotency
 
     async def _once(
-        self, wish: Wish, key: str, caller: Caller, headers: Headers, server: Context, traceparent: Header, *, is_async: bool
-    ) -> int:
+        self, wish: Wish, key: str, caller: Caller, headers: Headers, server: Context, traceparent: Header, *,
+        is_async: bool, refused: GatewayError | None,
+    ) -> int:  # fmt: skip
         """The same key and body is the same job, whoever asks again, and whether or not the first answer arrived."""
         on = self.on
         plain_http = wish.http is not None
-        claim = await on.idempotency.claim(
-            tenant=caller.tenant, function=self.name, key=key, wanted=wish.input, http=wish.http, job=wish.job,
-            now=wish.submitted_at,
-        )  # fmt: skip
+        if refused is None:
+            claim = await on.idempotency.claim(
+                tenant=caller.tenant, function=self.name, key=key, wanted=wish.input, http=wish.http, job=wish.job,
+                now=wish.submitted_at,
+            )  # fmt: skip
+        else:
+            known = await on.idempotency.known(
+                tenant=caller.tenant, function=self.name, key=key, wanted=wish.input, http=wish.http
+            )
+            if known is None:
+                raise refused
+            claim = known
         self.job = claim.job
-        found = None if claim.fresh else await on.jobs.live(caller.tenant, claim.job)
-        if found is None and not claim.fresh:
-            with contextlib.suppress(GatewayError):  # an archive that is away tells nothing
-                archived = await on.jobs.archived(caller.tenant, claim.job)
-                found = None if archived is None else Found(caller.tenant, claim.job, record=archived[0], body=archived[1])
-        streamed = not plain_http and _EVENT_STREAM in headers.get(b"accept", b"")
+        found = None if claim.fresh else await self._earlier(caller.tenant, claim.job)
+        streamed = not plain_http and _asks_events(headers.get(b"accept", b""))
         if found is None:
-            # Nothing has been heard of it: submitted now, for the first time or once more under the same id.
-            wish = replace(wish, job=claim.job)
+            if refused is not None:
+                raise refused
+            # Nobody has heard of it: submitted now, for the first time or once more under the same id.
+            placement = 0 if claim.fresh else dispatch.repeated(wish.submitted_at - claim.at)
+            wish = replace(wish, job=claim.job, placement=placement)
             if is_async:
                 await on.invoker.submit(wish, server)
                 return await self._accepted(traceparent)
@@ -259,12 +281,37 @@ class _Request:
             answer = answers.of_record(found.record, found.body)
         return await self._deliver(answer, wish.submitted_at, traceparent, plain_http=plain_http)
 
+    async def _earlier(self, tenant: str, job: str) -> Found | None:
+        """What came of a call that was asked for before; None only if it certainly has no end and nobody has it. Raises
+        `ArchiveAway` while its record may lie where nobody can read: submitted again, it would run twice."""
+        on = self.on
+        found = await on.jobs.live(tenant, job)
+        if found is not None:
+            return found
+        archived = await on.jobs.archived(tenant, job)
+        if archived is not None:
+            return Found(tenant, job, record=archived[0], body=archived[1])
+        # The first request for it may have come through meanwhile, or another repeat.
+        found = await on.jobs.live(tenant, job)
+        held = on.custody.held(job)
+        return found if found is not None or held is None else Found(tenant, job, held=held)
+
 
 _DEFAULT_TYPE: Final = b"application/json"
 _CURLS_TYPE: Final = b"application/x-www-form-urlencoded"
 _EVENT_STREAM: Final = b"text/event-stream"
-#: They travel in the header of a message, beside the rest of its meta.
-_HTTP_BYTES_MAX: Final = 16 * 1024
+_NO_WEIGHT: Final = re.compile(rb"q\s*=\s*0(\.0*)?")
+
+
+def _asks_events(accept: bytes) -> bool:
+    """Whether the caller names an event stream among what it takes, and not with a weight of 0."""
+    if b"event-stream" not in accept.lower():
+        return False
+    for part in accept.lower().split(b","):
+        kind, *parameters = (piece.strip() for piece in part.split(b";"))
+        if kind == _EVENT_STREAM:
+            return not any(_NO_WEIGHT.fullmatch(parameter) for parameter in parameters)
+    return False
 
 
 def _asks_async(prefer: bytes) -> bool:

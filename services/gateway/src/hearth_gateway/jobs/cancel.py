@@ -11,12 +11,12 @@ from hearth_contracts.calls import Body, Call, Ending, Failure, Moved, MovedAnsw
 from hearth_contracts.enums import Lane, Persist, Reason, State
 from hearth_contracts.fleet import Control
 from hearth_gateway.adapters.fleet import Fleet
-from hearth_gateway.errors import JobFinished, JobNotFound
+from hearth_gateway.errors import JobFinished, JobNotFound, Unavailable
 from hearth_gateway.jobs.lookup import Found, Jobs
 from hearth_kit.background import Background
 from hearth_kit.bus import Bus, Stored, contract_headers
 from hearth_kit.clock import Clock
-from hearth_kit.errors import BusError, WrongLastSequence
+from hearth_kit.errors import BusError, StreamMissing, WrongLastSequence
 from hearth_kit.registry import Registry
 
 _log = logging.getLogger(__name__)
@@ -88,10 +88,16 @@ class Canceller:
             return
         moved = Moved(job=found.job, attempt=_NEVER, placement=0)
         headers = contract_headers(meta=moved, contract="moved.v1", msg_id="", traceparent="", expect_last=None, headers=None)
-        with contextlib.suppress(BusError):  # a gateway that is gone answers nobody's caller
+        try:
             message = await self._bus.request(subjects.moved(holder), headers=headers, timeout_s=ASK_S_MAX)
-            if message.meta(MovedAnswer).answered:
-                raise JobFinished("its caller has the answer")
+        except StreamMissing:
+            return  # nobody listens: a gateway that is gone answers nobody's caller
+        except BusError as error:
+            # It may only be slow, and an earlier reply may lie unread before it: its caller would hear another end than the
+            # record tells.
+            raise Unavailable("the gateway that holds its caller does not answer", retry_after_s=ASK_S_MAX) from error
+        if message.meta(MovedAnswer).answered:
+            raise JobFinished("its caller has the answer")
 
     async def _record(self, found: Found) -> tuple[Record, bytes]:
         whole = await self._whole(found)

@@ -165,6 +165,8 @@ class Jobs:
     async def archived(self, tenant: str, job: str) -> tuple[Record, bytes] | None:
         message = await self._ask(ArchiveQuery(tenant=tenant, job=job))
         if message.headers.get("Hearth-Missing"):
+            if "Hearth-Error" in message.headers:
+                raise ArchiveAway("a store of older jobs cannot be read")
             return None
         record = message.meta(Record)
         return None if record.tenant != tenant else (record, message.body)
