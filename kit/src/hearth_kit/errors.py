@@ -3,7 +3,7 @@
 BusError
 ├── NotConnected        the broker is away and the buffer is full
 ├── PublishTimeout      no acknowledgement within the deadline
-├── PayloadTooLarge     headers and body pass the broker's maximum
+├── PayloadTooLarge     headers, or headers and body, pass the broker's maximum: no later try makes them fit
 ├── StreamFull          the stream or the subject's share of it is full
 ├── StreamMissing       no stream takes this subject
 ├── WrongLastSequence   somebody else wrote first
@@ -36,7 +36,7 @@ class PublishTimeout(BusError):
 
 
 class PayloadTooLarge(BusError):
-    """Headers and body pass the broker's maximum."""
+    """Headers, or headers and body, pass the broker's maximum."""
 
     code = "E_TOO_LARGE"
 

@@ -27,9 +27,11 @@ PING_S: Final = 3
 SWEEP_S: Final = 0.1
 #: A reconnect hook that the broker could not serve yet is tried again after this.
 HOOK_RETRY_S: Final = 0.25
-#: Broker errors by number (server/errors.json): wrong last sequence (two forms), full in four ways.
+#: Broker errors by number (server/errors.json): wrong last sequence (two forms), full in four ways, and headers
+#: of more than 64 KiB, which no later try makes fit.
 _WRONG_LAST: Final = frozenset({10071, 10164})
 _FULL: Final = frozenset({10077, 10047, 10023, 10054})
+_HEADERS_TOO_LARGE: Final = 10097
 
 
 @dataclass(slots=True, eq=False)
@@ -295,6 +297,8 @@ def _publish_error(error: dict[str, Any]) -> errors.BusError:
         return errors.WrongLastSequence(text)
     if number in _FULL:
         return errors.StreamFull(text)
+    if number == _HEADERS_TOO_LARGE:
+        return errors.PayloadTooLarge(text)
     return errors.ApiError(text, api_code=error.get("code", 0), err_code=number)
 
 

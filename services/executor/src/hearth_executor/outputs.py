@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from typing import Final
 
-from hearth_contracts import calls, names
+from hearth_contracts import bounds, calls, names
 from hearth_contracts.errors import InvalidName
 from hearth_executor.bodies import AREA
 from hearth_executor.errors import OutputRefused, OutputTooLarge
@@ -13,7 +13,6 @@ from hearth_kit.objects import Objects, Writer
 
 #: Chunks of one file on their way to the broker: half a MiB of memory, and a function writes to several files at once.
 WINDOW_CHUNKS: Final = 2
-_TYPE_CHARS_MAX: Final = 200
 
 
 class OutputFile:
@@ -54,6 +53,7 @@ class Outputs:
         self._files_max = files_max
         self._files: dict[str, OutputFile] = {}
         self._room = bytes_max
+        self._meta_room = bounds.OUTPUTS_BYTES_MAX
         self.bytes_max = bytes_max
 
     def open(self, name: str, content_type: str) -> OutputFile:
@@ -67,7 +67,13 @@ class Outputs:
         if len(self._files) >= self._files_max:
             raise OutputRefused(f"output {name!r}: a call may have {self._files_max} output files")
         object_id = f"{self._prefix}-out-{len(self._files) + 1}"
-        kind = content_type if content_type.isprintable() and len(content_type) <= _TYPE_CHARS_MAX else ""
+        kind = content_type if content_type.isprintable() else ""
+        if bounds.text_bytes(kind) > bounds.OUTPUT_TYPE_BYTES_MAX:
+            kind = ""
+        described = bounds.output_bytes(name, kind, object_id)
+        if described > self._meta_room:
+            raise OutputRefused(f"output {name!r}: the names of a call's output files are too long together")
+        self._meta_room -= described
         writer = self._objects.writer(
             AREA,
             object_id,

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from hearth_contracts import subjects
-from hearth_contracts.calls import Body, Dead, Ending, Outcome, Record, Reply, StateChange
+from hearth_contracts import bounds, subjects
+from hearth_contracts.calls import Body, Dead, Ending, Meta, Outcome, Record, Reply, StateChange, Timings
 from hearth_contracts.enums import OutcomeKind, Persist, Reason, State
 from hearth_executor import metrics
 from hearth_executor.bodies import AREA
@@ -29,6 +29,7 @@ from hearth_kit.tracing import Tracer
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Meta)
 
 #: One publish is tried (again each second, under the same id) for so long before the next try begins.
 PUBLISH_S: Final = 30.0
@@ -174,11 +175,25 @@ class Settler:
         subject = subjects.outcome(call.tenant, call.function, call.job, sync=held.sync)
         msg_id = f"{dispatch_id(call.job, call.attempt, held.run.placement)}.outcome"
         contract = "outcome-sync.v1" if held.sync else "outcome.v1"
-        await self._surely(
-            lambda: self._bus.publish(
-                subject, held.body, meta=meta, contract=contract, msg_id=msg_id, traceparent=held.at.header, timeout_s=PUBLISH_S
-            )
-        )
+
+        async def publish(told: Outcome) -> None:
+            await self._surely(
+                lambda: self._bus.publish(
+                    subject, held.body, meta=told, contract=contract, msg_id=msg_id, traceparent=held.at.header,
+                    timeout_s=PUBLISH_S,
+                )
+            )  # fmt: skip
+
+        ending = None if ended.ending is None else bounds.stripped(ended.ending)
+        try:
+            await self._fitting(publish, meta, lambda: meta.model_copy(update={"ending": ending, "note": ""}), job=call.job)
+        except PayloadTooLarge:
+            # The call itself leaves no room: nobody can place it again, so this is its end.
+            if ending is None:
+                why = endings.failure("E_TOO_LARGE", "the call does not fit the broker's messages")
+                timings = Timings(submitted_at=call.submitted_at, placed_at=held.run.placed_at, finished_at=self._clock.now())
+                ending = endings.failed(held.run, Reason.REJECTED, why, executor=self.executor, timings=timings)
+            await self._record_first(held, Ended(ending, persist=ended.persist), ending)
 
     # Their parts
 
@@ -208,11 +223,15 @@ class Settler:
         subject = subjects.record(call.tenant, call.job)
         body = held.body + ended.result + log_bytes
         began = self._clock.now()
-        await self._surely(
-            lambda: self._bus.publish(
-                subject, body, meta=meta, contract="record.v1", traceparent=at.header, expect_last=0, timeout_s=PUBLISH_S
+
+        async def publish(told: Record) -> None:
+            await self._surely(
+                lambda: self._bus.publish(
+                    subject, body, meta=told, contract="record.v1", traceparent=at.header, expect_last=0, timeout_s=PUBLISH_S
+                )
             )
-        )
+
+        await self._fitting(publish, meta, lambda: bounds.stripped_record(meta), job=call.job)
         if at.sampled:
             self._tracer.span(at, "record", parent=held.at.span_id, start=began, end=self._clock.now(), kind="producer",
                 attributes={"messaging.destination.template": "hearth.v1.records", "faas.invocation_id": call.job})  # fmt: skip
@@ -224,12 +243,17 @@ class Settler:
             return
         call = held.run.call
         meta = Dead(call=call, ending=ending, attempts=call.attempt, at=self._clock.now())
-        await self._surely(
-            lambda: self._bus.publish(
-                subjects.dead(call.tenant, call.job), held.body, meta=meta, contract="dead.v1", msg_id=f"{call.job}.dead",
-                traceparent=held.at.header, timeout_s=PUBLISH_S,
-            )
-        )  # fmt: skip
+
+        async def publish(told: Dead) -> None:
+            await self._surely(
+                lambda: self._bus.publish(
+                    subjects.dead(call.tenant, call.job), held.body, meta=told, contract="dead.v1", msg_id=f"{call.job}.dead",
+                    traceparent=held.at.header, timeout_s=PUBLISH_S,
+                )
+            )  # fmt: skip
+
+        less = {"call": bounds.stripped_call(call), "ending": bounds.stripped(ending)}
+        await self._fitting(publish, meta, lambda: meta.model_copy(update=less), job=call.job)
 
     async def _log_of(self, held: Held) -> tuple[Body, bytes]:
         if held.log is None or not held.log.size:
@@ -249,11 +273,15 @@ class Settler:
             return
         meta = Reply(job=call.job, ending=ending)
         subject = subjects.reply(call.gateway, call.job)
-        await self._surely(
-            lambda: self._bus.publish(
-                subject, result, meta=meta, contract="reply.v1", traceparent=held.at.header, timeout_s=PUBLISH_S
+
+        async def publish(told: Reply) -> None:
+            await self._surely(
+                lambda: self._bus.publish(
+                    subject, result, meta=told, contract="reply.v1", traceparent=held.at.header, timeout_s=PUBLISH_S
+                )
             )
-        )
+
+        await self._fitting(publish, meta, lambda: Reply(job=call.job, ending=bounds.stripped(ending)), job=call.job)
 
     async def _lost_race(self, held: Held, *, tell: bool) -> None:
         stored = await self.winner(held)
@@ -276,6 +304,14 @@ class Settler:
         ending = record.ending.model_copy(update={"attempt": held.run.call.attempt, "placement": held.run.placement})
         await self._reply(held, ending, record.parts(stored.message.body)[1])
 
+    async def _fitting(self, publish: Callable[[M], Awaitable[None]], meta: M, less: Callable[[], M], *, job: str) -> None:
+        """What there is to say, or less of it where the broker will never take that."""
+        try:
+            await publish(meta)
+        except PayloadTooLarge as error:
+            _too_large(error, job)
+            await publish(less())
+
     async def _surely(self, work: Callable[[], Awaitable[T]]) -> T:
         """Until the broker has it. A lost race and a message that can never fit are the caller's to handle."""
         while True:
@@ -286,6 +322,11 @@ class Settler:
             except BusError as error:
                 _log.warning("kept until the broker takes it: %s", error)
                 await asyncio.sleep(AGAIN_S)
+
+
+def _too_large(error: PayloadTooLarge, job: str) -> None:
+    """Bounds (`hearth_contracts.bounds`) keep this from happening: whoever reads it has found a defect."""
+    _log.error("a message never fits, less of it is said: %s", error, extra={"job": job})
 
 
 def _described(body: Body, content: bytes) -> Body:

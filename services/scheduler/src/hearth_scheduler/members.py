@@ -12,7 +12,7 @@ from hearth_contracts.errors import ContractError, UndecodableMessage
 from hearth_kit.background import Background
 from hearth_kit.bus import Bus, ConsumerSpec, Stored
 from hearth_kit.clock import Clock
-from hearth_kit.errors import ApiError, BusError
+from hearth_kit.errors import ApiError, BusError, PayloadTooLarge
 from hearth_scheduler import metrics
 from hearth_scheduler.domain import retry
 from hearth_scheduler.domain.fleet import Executor, Fleet
@@ -39,6 +39,7 @@ class Members:
         ours: Callable[[], bool],
         joined: Callable[[Executor], None],
         bury: Callable[[Call, bytes, str, Ending], Awaitable[None]],
+        end: Callable[[Call, bytes, str, Ending, bool], Awaitable[None]],
     ) -> None:
         self._bus = bus
         self._fleet = fleet
@@ -47,6 +48,7 @@ class Members:
         self._ours = ours
         self._joined = joined
         self._keep = bury
+        self._end = end
         self._tasks = Background("members")
         self._joining: set[str] = set()
         self._dying: set[str] = set()
@@ -134,8 +136,10 @@ class Members:
         self._dying.discard(executor_id)
 
     async def _take_back(self, executor: Executor, stream: str, *, sync: bool) -> None:
+        """Each of its runs; one that the broker does not take now keeps none of the others."""
         sequence = 1
         subject = subjects.runs_of(executor.id, sync=sync)
+        failed: BusError | None = None
         while True:
             batch: list[Stored] = []
             while len(batch) < TOGETHER:
@@ -145,8 +149,35 @@ class Members:
                 batch.append(stored)
                 sequence = stored.sequence + 1
             if not batch:
-                return
-            await asyncio.gather(*(self._travel_back(executor, stored, sync=sync) for stored in batch))
+                break
+            for error in await asyncio.gather(*(self._move(executor, stored, sync=sync) for stored in batch)):
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+    async def _move(self, executor: Executor, stored: Stored, *, sync: bool) -> BusError | None:
+        """What to try again for. A run that cannot travel is ended here: nobody else would."""
+        try:
+            try:
+                await self._travel_back(executor, stored, sync=sync)
+            except BusError as error:
+                if not isinstance(error, PayloadTooLarge):
+                    raise
+                _log.error("a run that cannot travel is ended: %s", error, extra={"executor": executor.id})
+                await self._give_up(stored, sync=sync)
+            except Exception:
+                _log.exception("a run that could not be moved is ended", extra={"executor": executor.id})
+                await self._give_up(stored, sync=sync)
+        except PayloadTooLarge as error:
+            _log.error("a run could not be ended: %s", error, extra={"executor": executor.id})
+        except BusError as error:
+            return error
+        return None
+
+    async def _give_up(self, stored: Stored, *, sync: bool) -> None:
+        run = stored.message.meta(Run)
+        ending = retry.lost_ending(run, f"executor {run.executor} died, and the call fits no message", self._clock.now())
+        await self._end(run.call, stored.message.body, stored.message.traceparent, ending, sync)
 
     async def _travel_back(self, executor: Executor, stored: Stored, *, sync: bool) -> None:
         """Say of a run what its executor cannot: into the stream of outcomes, which then has the job in custody."""

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from hearth_contracts import subjects
-from hearth_contracts.calls import Call, Dead, Ending, Moved, Record, Reply
+from hearth_contracts import bounds, subjects
+from hearth_contracts.calls import Call, Dead, Ending, Meta, Moved, Record, Reply
 from hearth_contracts.enums import Persist, State
 from hearth_contracts.errors import UndecodableMessage
 from hearth_contracts.functions import FunctionVersion
@@ -19,6 +19,7 @@ from hearth_scheduler import metrics
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Meta)
 
 #: Between two tries while the broker is away or a stream is full.
 AGAIN_S: Final = 0.25
@@ -102,15 +103,24 @@ class Settler:
         if dead and (won or (stored is not None and _same(stored, ending))):
             await self.bury(call, body, header, ending)
 
+    async def lost(self, call: Call, body: bytes, header: str, ending: Ending, sync: bool) -> None:
+        """End a call that no message can carry back: whether it may run again is not asked."""
+        await self.end(call, body, header, bounds.stripped(ending), sync=sync, version=None, dead=not sync)
+
     async def bury(self, call: Call, body: bytes, header: str, ending: Ending) -> None:
         """Into DEAD, for whoever looks into it."""
         meta = Dead(call=call, ending=ending, attempts=call.attempt, at=self._clock.now())
-        await self._surely(
-            lambda: self._bus.publish(
-                subjects.dead(call.tenant, call.job), body, meta=meta, contract="dead.v1", msg_id=f"{call.job}.dead",
-                traceparent=header,
-            )
-        )  # fmt: skip
+
+        async def publish(told: Dead) -> None:
+            await self._surely(
+                lambda: self._bus.publish(
+                    subjects.dead(call.tenant, call.job), body, meta=told, contract="dead.v1", msg_id=f"{call.job}.dead",
+                    traceparent=header,
+                )
+            )  # fmt: skip
+
+        less = {"call": bounds.stripped_call(call), "ending": bounds.stripped(ending)}
+        await self._fitting(publish, meta, lambda: meta.model_copy(update=less), job=call.job)
 
     async def _record(self, call: Call, body: bytes, header: str, ending: Ending, result: bytes, *, persist: bool = True) -> bool:
         """Whether ours is the job's final."""
@@ -121,13 +131,17 @@ class Settler:
             trace_id=trace_id, persist=persist, depth=call.depth, parent=call.parent, replay_of=call.replay_of,
             recorded_at=self._clock.now(), stated=True,
         )  # fmt: skip
-        try:
+
+        async def publish(told: Record) -> None:
             await self._surely(
                 lambda: self._bus.publish(
-                    subjects.record(call.tenant, call.job), body + result, meta=meta, contract="record.v1", traceparent=header,
+                    subjects.record(call.tenant, call.job), body + result, meta=told, contract="record.v1", traceparent=header,
                     expect_last=0,
                 )
             )  # fmt: skip
+
+        try:
+            await self._fitting(publish, meta, lambda: bounds.stripped_record(meta), job=call.job)
         except WrongLastSequence:
             metrics.RACES_LOST.inc()
             return False
@@ -148,12 +162,24 @@ class Settler:
         if (ending.attempt, ending.placement) < (call.attempt, call.placement):
             ending = ending.model_copy(update={"attempt": call.attempt, "placement": call.placement})
         meta = Reply(job=call.job, ending=ending)
-        await self._surely(
-            lambda: self._bus.publish(
-                subjects.reply(call.gateway, call.job), result, meta=meta, contract="reply.v1",
-                traceparent=stored.message.traceparent,
-            )
-        )  # fmt: skip
+
+        async def publish(told: Reply) -> None:
+            await self._surely(
+                lambda: self._bus.publish(
+                    subjects.reply(call.gateway, call.job), result, meta=told, contract="reply.v1",
+                    traceparent=stored.message.traceparent,
+                )
+            )  # fmt: skip
+
+        await self._fitting(publish, meta, lambda: Reply(job=call.job, ending=bounds.stripped(ending)), job=call.job)
+
+    async def _fitting(self, publish: Callable[[M], Awaitable[None]], meta: M, less: Callable[[], M], *, job: str) -> None:
+        """What there is to say, or less of it where the broker will never take that."""
+        try:
+            await publish(meta)
+        except PayloadTooLarge as error:
+            _log.error("a message never fits, less of it is said: %s", error, extra={"job": job})
+            await publish(less())
 
     async def _surely(self, step: Callable[[], Awaitable[T]]) -> T:
         while True:

@@ -89,7 +89,7 @@ class Term:
         )  # fmt: skip
         self.members = Members(
             bus=bus, fleet=fleet, clock=clock, ack_wait_s=settings.ack_wait_s, ours=self.ours, joined=self.dispatcher.freed,
-            bury=self.settler.bury,
+            bury=self.settler.bury, end=self.settler.lost,
         )  # fmt: skip
         self.feeds = Feeds(bus=bus, registry=registry, arrived=self.handlers.job, open_slots=lambda: fleet.open_slots)
         self.sweeper = Sweeper(

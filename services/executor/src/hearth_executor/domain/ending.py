@@ -4,16 +4,13 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Final
 
+from hearth_contracts import bounds
 from hearth_contracts.calls import Body, Ending, Failure, Output, Run, Timings, Usage
 from hearth_contracts.enums import Lane, Persist, Reason, Start, State
 from hearth_executor import ports
 
 #: Failures that another attempt may mend.
 RETRYABLE: Final = frozenset({Reason.ERROR, Reason.TIMEOUT, Reason.OOM, Reason.RESOURCE, Reason.LOST})
-#: What of a failure travels: metas are headers, and two of them share the broker's 1 MiB with the bodies.
-MESSAGE_CHARS_MAX: Final = 4 * 1024
-TRACEBACK_CHARS_MAX: Final = 16 * 1024
-HTTP_HEADERS_CHARS_MAX: Final = 32 * 1024
 
 
 class Way(Enum):
@@ -49,15 +46,13 @@ def persisted(persist: Persist, state: State) -> bool:
 
 
 def failure(type_name: str, message: str, traceback: str = "") -> Failure:
-    return Failure(
-        type=_clean(type_name, 200), message=_clean(message, MESSAGE_CHARS_MAX), traceback=_clean(traceback, TRACEBACK_CHARS_MAX)
-    )
+    return bounds.failure(type_name, message, traceback)
 
 
 def reason_of(finished: ports.Finished) -> Reason | None:
     if finished.reason is None:
-        chars = sum(len(key) + len(value) for key, value in finished.http_headers) if finished.http_headers else 0
-        return Reason.BAD_RESULT if chars > HTTP_HEADERS_CHARS_MAX else None
+        size = bounds.pairs_bytes(finished.http_headers) if finished.http_headers else 0
+        return Reason.BAD_RESULT if size > bounds.HTTP_HEADERS_BYTES_MAX else None
     return Reason(finished.reason)
 
 
@@ -97,7 +92,7 @@ def of_finished(
         )
     message = finished.error_message
     if finished.reason is None:
-        message = f"the result's HTTP headers are longer than {HTTP_HEADERS_CHARS_MAX} characters"
+        message = f"the result's HTTP headers are larger than {bounds.HTTP_HEADERS_BYTES_MAX} bytes, written as JSON"
     return failed(
         run, reason, failure(finished.error_type, message, finished.traceback),
         executor=executor, start=start, timings=timings, usage=usage,
@@ -133,7 +128,7 @@ def phases(cold: Mapping[str, float]) -> dict[str, float]:
 
 def content_type(value: str) -> str:
     """A function's own words in a header of ours."""
-    return value if value.isascii() else _clean(value, 200)
+    return bounds.content_type(value)
 
 
 def _clean(text: str, chars_max: int = 8192) -> str:
