@@ -370,3 +370,9 @@ async def test_both_forms_of_the_acknowledgement_subject_are_understood(own_brok
             message.ack()
         while (await bus.stream_info("JOBS")).messages:
             await asyncio.sleep(0.01)
+
+
+async def test_headers_that_no_stream_takes_are_refused_for_good(bus):
+    with pytest.raises(errors.PayloadTooLarge):
+        await bus.publish(JOB, b"x", msg_id="m", headers={"Hearth-Meta": "x" * 64 * 1024})
+    await bus.publish(JOB, b"x", msg_id="m", headers={"Hearth-Meta": "x" * 60 * 1024})

@@ -6,6 +6,7 @@ import json
 import pytest
 from platform_double import Outcome
 
+from hearth_contracts import bounds
 from hearth_contracts.calls import Call, Failure
 from hearth_contracts.enums import Reason, State
 
@@ -312,3 +313,26 @@ async def test_the_caller_may_leave_and_the_call_goes_on(gateway, eventually):
         return (await gateway.call("GET", "/v1/system"))[1]["held_calls"] == 0
 
     await eventually(nothing_held)
+
+
+@pytest.mark.parametrize(
+    ("target", "headers"),
+    [
+        ("/fn/hello/?" + "\\" * 7000, {}),
+        ("/fn/hello/", {"x-a": '"' * 3500, "x-b": '"' * 3500}),
+        ("/fn/hello/?" + "q" * 5000, {"x-a": "a" * 7900}),
+        ("/fn/hello/", {"content-type": "text/plain; a=" + "b" * 250}),
+    ],
+)
+async def test_what_would_not_fit_a_record_is_refused_before_it_runs(gateway, target, headers):
+    await gateway.deploy()
+    status, body, _ = await gateway.call("POST", target, data=b"hi", headers=headers)
+    assert status == 400
+    detail = body["detail"]
+    assert str(bounds.HTTP_REQUEST_BYTES_MAX) in detail or str(bounds.CONTENT_TYPE_BYTES_MAX) in detail
+
+
+async def test_a_long_query_and_headers_that_fit_are_passed_on(gateway):
+    await gateway.deploy()
+    status, _, _ = await gateway.call("POST", "/fn/hello/?" + "q" * 4000, data=b"hi", headers={"x-a": "a" * 7000})
+    assert status == 200

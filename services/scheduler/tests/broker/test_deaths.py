@@ -7,8 +7,9 @@ import pytest
 from scheduler_world import World, until
 
 from hearth_contracts import streams, subjects
-from hearth_contracts.calls import Ending, Moved, Record, Run, StateChange
+from hearth_contracts.calls import Ending, HttpRequest, Moved, Record, Run, StateChange
 from hearth_contracts.enums import Lane, Reason, State
+from hearth_scheduler.members import TOGETHER
 
 pytestmark = pytest.mark.broker
 
@@ -242,3 +243,30 @@ async def test_a_job_that_waits_is_left_alone_by_the_sweeper(world: World) -> No
 def test_a_probe_of_custody_changes_nothing() -> None:
     """What the sweeper asks names the first dispatch: no gateway drops a reply for it."""
     assert (Moved(job="j", attempt=1, placement=0).attempt, Moved(job="j", attempt=1, placement=0).placement) == (1, 0)
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_a_run_that_cannot_travel_back_stops_none_of_the_others(world: World, sync: bool) -> None:
+    """Its run leaves no room in a header for the outcome: it is ended, and those behind it are placed elsewhere."""
+    async with world.scheduling(dead_after_s=0.9, suspect_after_s=0.5) as scheduler:
+        dying = await world.executor("dying", slots=60, behave=lambda run, body: "hang")
+        await world.joined(scheduler, 1)
+        await world.deploy("hello", scale={"max": 100})
+        http = HttpRequest(method="GET", path="/", query="q" * (64 * 1024 - 650))
+        large = world.new_call("hello", b"x", tenant="acme", lane=Lane.SYNC if sync else Lane.ASYNC, http=http)
+        await world.publish(large, b"x")
+        await until(lambda: len(dying.held) == 1)
+        jobs = [await world.job("hello", b"%d" % number) for number in range(TOGETHER + 8)]
+        await until(lambda: len(dying.held) == TOGETHER + 9)
+        dying.report()
+        await until(lambda: scheduler.fleet.executors[dying.id].accepted[sync] > 0)
+        await dying.stop()
+        await world.executor("living", slots=16)
+        record = await world.ended(large.job)
+        assert (record.ending.state, record.ending.reason, record.http) == (State.FAILED, Reason.LOST, None)
+        for job in jobs:
+            assert (await world.ended(job)).ending.state is State.SUCCESS
+        if sync:
+            assert (await world.answer(large.job)).ending.reason is Reason.LOST
+        await until(lambda: dying.id not in scheduler.fleet.executors)
+        await world.empty("RUNS", "RUNS_SYNC", "OUTCOMES", "OUTCOMES_SYNC", "JOBS")
