@@ -253,9 +253,10 @@ class ArchiveQuery(Meta):
     With `output`, the object of one of the job's output files, that file is put back on the broker first if it has left: a
     record's other bodies are always put back, its outputs may be many and large.
 
-    The answer to a single question is a `record.v1` with its body, or a header `Hearth-Missing: 1`, which with `Hearth-Error`
-    beside it only says that no store could tell; to a page it is a JSON
-    object `{"jobs": [...], "next": cursor}`.
+    The answer to a single question is a `record.v1` with its body, or a header `Hearth-Missing: 1`; to a page it is a JSON
+    object `{"jobs": [...], "next": cursor}`. Missing is proof: every store was asked, and none has it. When a store that could
+    have it cannot be read, the answer is a header `Hearth-Error: E_STORE_UNREADABLE` and a JSON object `{"error": why}`: nobody
+    can say now, ask again later. A question that cannot be understood is answered `Hearth-Error: E_BAD_QUERY`.
     """
 
     tenant: str

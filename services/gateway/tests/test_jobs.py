@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 from platform_double import Outcome
@@ -322,6 +323,19 @@ async def test_history_is_asked_by_times_as_people_write_them(gateway):
     assert [(query.since, query.until) for query in heard] == [(1767225600.0, 1767312000.0)] * 4
     for wrong in ("yesterday", "2026-01-01", "2026-01-01T00:00:00", "nan"):
         assert (await gateway.call("GET", f"/v1/jobs?since={wrong}"))[0] == 400, wrong
+
+
+async def test_a_job_that_a_store_may_hold_but_cannot_read_is_not_said_to_be_missing(gateway):
+    for answering in gateway.double.answering:
+        await answering.stop()
+    said = {"Hearth-Error": "E_STORE_UNREADABLE"}
+    await gateway.bus.subscribe(subjects.ARCHIVE, lambda message: message.respond(b'{"error":"local: away"}', said))
+    job = names.new_job("hello", time.time())
+    for path in (f"/v1/jobs/{job}", f"/v1/jobs/{job}/result", "/v1/jobs"):
+        status, body, headers = await gateway.call("GET", path)
+        assert (status, body["code"]) == (503, "E_ARCHIVE_AWAY"), path
+        assert headers["content-type"] == "application/problem+json"
+        assert int(headers["retry-after"]) > 0
 
 
 async def test_history_comes_from_the_archive(gateway):

@@ -111,6 +111,56 @@ async def test_one_store_away_the_other_answers(platform, records, stores, bus):
         assert (await ask(bus, job=job)).meta(Record).job == job
 
 
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[20] ^= 0xFF  # within the first block
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("damage", ["a byte of its block", "no folder"])
+async def test_a_record_that_cannot_be_read_is_not_missing(platform, records, stores, bus, damage):
+    await platform.start("a", "b")
+    await records.many(20)
+    await stores.complete("a", "b", records=records)
+    await bus.purge("RECORDS")
+    job = next(iter(records.published))
+
+    def spoil(name):
+        if damage == "no folder":
+            shutil.move(platform.store(name) / "segments", platform.store(name) / "gone")
+        else:
+            for path in (platform.store(name) / "segments").rglob("*.seg"):
+                flip(path)
+
+    spoil("a")
+    assert (await ask(bus, job=job)).meta(Record).job == job  # the other store has it
+    spoil("b")
+    answer = await ask(bus, job=job)
+    assert "Hearth-Missing" not in answer.headers
+    assert answer.headers["Hearth-Error"] == "E_STORE_UNREADABLE"
+    assert "a: " in json.loads(answer.body)["error"]
+    assert "b: " in json.loads(answer.body)["error"]
+    # What no store has a place for is missing all the same.
+    assert (await ask(bus, job=names.new_job("hello", 1.0))).headers["Hearth-Missing"] == "1"
+
+
+async def test_a_store_that_is_away_while_another_has_no_place_for_it_proves_nothing(platform, records, stores, bus, until):
+    """One store was added later, and the one that has the old records is away."""
+    process = await platform.start("a")
+    published = await records.one()
+    await stores.complete("a", records=records)
+    await process.stop()
+    await bus.purge("RECORDS")
+    shutil.rmtree(platform.store("a") / "segments")
+    (platform.store("a") / "segments").write_text("no folder")
+    process = await platform.start("a", "b")
+    await until(lambda: process.said("store fails"))
+
+    answer = await ask(bus, job=published.record.job)
+
+    assert answer.headers.get("Hearth-Error") == "E_STORE_UNREADABLE", answer.headers
+
+
 async def test_a_standby_answers_too(platform, records, stores, bus, until):
     writing = await platform.start(instance="persister-1")
     await until(lambda: writing.said("writing"))
@@ -139,5 +189,6 @@ async def test_a_question_that_cannot_be_read_is_answered_and_stops_nothing(plat
     answer = await ask(bus, **words)
     assert answer.headers["Hearth-Error"] == "E_BAD_QUERY"
     empty = await bus.request(subjects.ARCHIVE, b"what?", timeout_s=10)
-    assert empty.headers["Hearth-Missing"] == "1"
+    assert empty.headers["Hearth-Error"] == "E_BAD_QUERY"
+    assert "Hearth-Missing" not in empty.headers
     assert len(json.loads((await ask(bus)).body)["jobs"]) == 1

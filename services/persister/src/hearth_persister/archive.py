@@ -24,6 +24,9 @@ _log = logging.getLogger(__name__)
 #: A page's jobs at most: with their words under half of what a message may hold.
 PAGE_JOBS_MAX: Final = 1000
 MISSING: Final = "Hearth-Missing"
+ERROR: Final = "Hearth-Error"
+BAD_QUERY: Final = "E_BAD_QUERY"
+UNREADABLE: Final = "E_STORE_UNREADABLE"
 #: Questions about jobs that do not exist must not have a standby list the store each time.
 FRESH_S: Final = 0.2
 
@@ -50,9 +53,10 @@ class Archive:
             _log.warning("a question to the archive was refused: %s", error)
             metrics.QUERIES.labels("refused").inc()
             refused = json.dumps({"jobs": [], "next": "", "error": str(error)[:500]}).encode()
-            message.respond(refused, {MISSING: "1", "Hearth-Error": "E_BAD_QUERY"})
+            message.respond(refused, {ERROR: BAD_QUERY})
             return
-        metrics.QUERIES.labels("missing" if MISSING in headers else "record" if query.job else "page").inc()
+        kind = "unreadable" if ERROR in headers else "missing" if MISSING in headers else "record" if query.job else "page"
+        metrics.QUERIES.labels(kind).inc()
         message.respond(body, headers)
 
     def _in_order(self) -> list[Line]:
@@ -60,18 +64,18 @@ class Archive:
         return sorted(self._lines, key=lambda line: (line.breaker.open, not line.active))
 
     async def _record(self, query: ArchiveQuery) -> Answer:
-        unread = False
+        """The record of the first store that has it. "Missing" is proof to whoever asks: only what every store has said."""
+        unread: list[str] = []
         for line in self._in_order():
             try:
                 found = await self._find(line, query)
-            except (PersisterError, sqlite3.Error) as error:
+            except (PersisterError, sqlite3.Error, ValueError) as error:  # ValueError: what lies there is no record
                 _log.warning("a store could not answer: %s", error, extra={"store": line.store.name})
-                unread = True
+                unread.append(f"{line.store.name}: {error}")
                 continue
             if found is not None:
                 return found
-        # That a store could not be read is not that it has no such record.
-        return b"", {MISSING: "1", "Hearth-Error": "E_STORE_UNREADABLE"} if unread else {MISSING: "1"}
+        return _unreadable(unread) if unread else (b"", {MISSING: "1"})
 
     async def _find(self, line: Line, query: ArchiveQuery) -> Answer | None:
         place = await line.index.place(query.tenant, query.job)
@@ -119,13 +123,19 @@ class Archive:
 
     async def _page(self, query: ArchiveQuery) -> Answer:
         limit = max(1, min(query.limit, PAGE_JOBS_MAX))
+        unread: list[str] = []
         for line in self._in_order():
             try:
                 page = await line.index.page(query, limit=limit)
             except sqlite3.Error as error:
                 _log.warning("an index could not answer: %s", error, extra={"store": line.store.name})
+                unread.append(f"{line.store.name}: {error}")
                 continue
             return json.dumps({"jobs": page.jobs, "next": page.next}, separators=(",", ":")).encode(), {
                 "Content-Type": "application/json"
             }
-        return b'{"jobs":[],"next":""}', {"Content-Type": "application/json"}
+        return _unreadable(unread)
+
+
+def _unreadable(unread: Sequence[str]) -> Answer:
+    return json.dumps({"error": "; ".join(unread)[:500]}).encode(), {ERROR: UNREADABLE}

@@ -185,10 +185,10 @@ class Sweeper:
             answer = await self._bus.request(subjects.ARCHIVE, headers=headers, timeout_s=ASK_S)
         except BusError:
             return Archived.UNKNOWN
+        if "Hearth-Error" in answer.headers:
+            return Archived.UNKNOWN  # a store that may have it cannot be read
         if answer.headers.get("Hearth-Missing") != "1":
             return Archived.YES
-        if "Hearth-Error" in answer.headers:
-            return Archived.UNKNOWN  # a store could not be read
         current = self._registry.known(change.tenant, names.function_of(change.job), version.current) if version else None
         return Archived.NO if current is not None and current.spec.persist is Persist.ALL else Archived.UNKNOWN
 

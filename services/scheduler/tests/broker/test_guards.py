@@ -288,6 +288,36 @@ async def test_the_sweeps_find_who_is_nobodys(world: World) -> None:
             await left_alone(world, scheduler, call.job)
 
 
+@pytest.mark.parametrize(
+    ("said", "is_lost"),
+    [
+        ({"Hearth-Missing": "1"}, True),
+        ({"Hearth-Error": "E_STORE_UNREADABLE"}, False),
+        ({"Hearth-Missing": "1", "Hearth-Error": "E_STORE_UNREADABLE"}, False),
+    ],
+)
+async def test_a_job_whose_record_a_store_may_hold_is_left_alone(world: World, said: dict[str, str], is_lost: bool) -> None:
+    """Its record may have left the broker: only an archive that has read every store can say that it has none."""
+    asked: list[Message] = []
+
+    def answer(message: Message) -> None:
+        asked.append(message)
+        message.respond(b"", said)
+
+    await world.bus.subscribe(subjects.ARCHIVE, answer)
+    async with world.scheduling(sweep_s=0.2) as scheduler:
+        await world.deploy("hello")
+        call = world.new_call("hello", b"x", tenant="acme", lane=Lane.ASYNC)
+        await pending(world, call)
+        await older_record(world)  # younger, that is: what is older than it may have left
+        if is_lost:
+            with pytest.raises(AssertionError):
+                await left_alone(world, scheduler, call.job)
+        else:
+            await left_alone(world, scheduler, call.job)
+        assert asked
+
+
 async def test_a_retry_that_waits_is_left_alone(world: World) -> None:
     async with world.scheduling(sweep_s=0.2) as scheduler:
         await world.executor("one", behave=lambda run, body: "error")

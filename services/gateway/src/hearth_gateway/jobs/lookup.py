@@ -165,8 +165,6 @@ class Jobs:
     async def archived(self, tenant: str, job: str) -> tuple[Record, bytes] | None:
         message = await self._ask(ArchiveQuery(tenant=tenant, job=job))
         if message.headers.get("Hearth-Missing"):
-            if "Hearth-Error" in message.headers:
-                raise ArchiveAway("a store of older jobs cannot be read")
             return None
         record = message.meta(Record)
         return None if record.tenant != tenant else (record, message.body)
@@ -177,17 +175,21 @@ class Jobs:
 
     async def history(self, query: ArchiveQuery) -> bytes:
         """A page of history, as the archive tells it."""
-        message = await self._ask(query)
-        if "Hearth-Error" in message.headers:
-            raise BadRequest("the archive does not understand this question", fix="take cursor from the page before")
-        return message.body
+        return (await self._ask(query)).body
 
     async def _ask(self, query: ArchiveQuery, *, timeout_s: float = ARCHIVE_S_MAX) -> Message:
         headers = contract_headers(meta=query, contract="archive.v1", msg_id="", traceparent="", expect_last=None, headers=None)
         try:
-            return await self.bus.request(subjects.ARCHIVE, headers=headers, timeout_s=timeout_s)
+            message = await self.bus.request(subjects.ARCHIVE, headers=headers, timeout_s=timeout_s)
         except BusError as error:
             raise ArchiveAway from error
+        match message.headers.get("Hearth-Error"):
+            case None:
+                return message
+            case "E_BAD_QUERY" if not query.job:
+                raise BadRequest("the archive does not understand this question", fix="take cursor from the page before")
+            case _:
+                raise ArchiveAway("a store that may hold this cannot be read now")
 
     async def until_final(self, found: Found, timeout_s: float | None) -> Found:
         """The same job once it has ended, or as it stands when the time is over. Subscribes first, then looks."""
