@@ -315,6 +315,7 @@ async def test_a_job_whose_record_a_store_may_hold_is_left_alone(world: World, s
                 await left_alone(world, scheduler, call.job)
         else:
             await left_alone(world, scheduler, call.job)
+            assert await world.bus.get_last("STATES", subjects.state("acme", call.job)) is not None
         assert asked
 
 
