@@ -71,6 +71,16 @@ async def test_so_is_a_job(gateway, eventually):
     assert await gateway.bus.get_last(streams.STATES.name, subjects.state("default", body["job"]))
 
 
+async def test_a_pending_that_the_broker_swallows_is_said_again_if_it_is_gone(gateway):
+    await gateway.deploy()
+    gateway.double.placed = False
+    _, body, _ = await gateway.invoke(headers=ASYNC)
+    subject = subjects.state("default", body["job"])
+    await gateway.bus.purge("STATES")
+    assert (await gateway.invoke(headers=ASYNC))[0] == 202
+    assert await gateway.bus.get_last(streams.STATES.name, subject)
+
+
 async def test_what_waits_still_is_not_published_again(gateway, eventually):
     await gateway.deploy()
     gateway.double.placed = False
