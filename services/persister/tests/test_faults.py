@@ -89,9 +89,7 @@ def tiny(platform):
     """A store on a disk of its own, nearly full."""
     root = platform.store("b")
     root.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", root], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip("this needs the right to mount")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", root], check=True)  # needs root, as the engine does
     yield root
     subprocess.run(["umount", "-l", root], check=True)
 
