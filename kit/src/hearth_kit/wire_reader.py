@@ -63,25 +63,18 @@ class WireReader(asyncio.Protocol):
                     raise ValueError
                 break
             first = data[at]
-            if first == 72:  # HMSG subject sid [reply] header-bytes bytes
-                fields = data[at + 5 : line_end].split()
-                head = line_end + 2
-                stop = head + int(fields[-1])
+            if first in (72, 77):  # HMSG subject sid [reply] header-bytes bytes, or MSG without the header's
+                headed = first == 72
+                fields = data[at + 4 + headed : line_end].split()
+                block = line_end + 2
+                stop = block + int(fields[-1])
                 if stop + 2 > end:
                     self._need = stop + 2 - at
                     break
                 at = stop + 2
-                body = head + int(fields[-2])
-                self._heard(fields[1], fields[0], fields[2] if len(fields) == 5 else b"", data[head:body], data[body:stop])
-            elif first == 77:  # MSG subject sid [reply] bytes
-                fields = data[at + 4 : line_end].split()
-                body = line_end + 2
-                stop = body + int(fields[-1])
-                if stop + 2 > end:
-                    self._need = stop + 2 - at
-                    break
-                at = stop + 2
-                self._heard(fields[1], fields[0], fields[2] if len(fields) == 4 else b"", b"", data[body:stop])
+                body = block + int(fields[-2]) if headed else block
+                reply = fields[2] if len(fields) == 4 + headed else b""
+                self._heard(fields[1], fields[0], reply, data[block:body], data[body:stop])
             else:
                 self.lines.put_nowait(data[at:line_end])
                 at = line_end + 2

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from hearth_contracts import bounds, subjects
-from hearth_contracts.calls import Body, Dead, Ending, Meta, Outcome, Record, Reply, StateChange, Timings
+from hearth_contracts.calls import Body, Dead, Ending, Outcome, Record, Reply, StateChange, Timings
 from hearth_contracts.enums import OutcomeKind, Persist, Reason, State
 from hearth_executor import metrics
 from hearth_executor.bodies import AREA
@@ -23,13 +23,13 @@ from hearth_executor.membership import Membership
 from hearth_kit.bus import Bus, Stored, contract_headers
 from hearth_kit.clock import Clock
 from hearth_kit.errors import BusError, PayloadTooLarge, WrongLastSequence
+from hearth_kit.fitting import publish_fitting
 from hearth_kit.objects import Objects
 from hearth_kit.tracing import Tracer
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-M = TypeVar("M", bound=Meta)
 
 #: One publish is tried (again each second, under the same id) for so long before the next try begins.
 PUBLISH_S: Final = 30.0
@@ -186,7 +186,7 @@ class Settler:
 
         ending = None if ended.ending is None else bounds.stripped(ended.ending)
         try:
-            await self._fitting(publish, meta, lambda: meta.model_copy(update={"ending": ending, "note": ""}), job=call.job)
+            await publish_fitting(publish, meta, lambda: meta.model_copy(update={"ending": ending, "note": ""}), job=call.job)
         except PayloadTooLarge:
             # The call itself leaves no room: nobody can place it again, so this is its end.
             if ending is None:
@@ -231,7 +231,7 @@ class Settler:
                 )
             )
 
-        await self._fitting(publish, meta, lambda: bounds.stripped_record(meta), job=call.job)
+        await publish_fitting(publish, meta, lambda: bounds.stripped_record(meta), job=call.job)
         if at.sampled:
             self._tracer.span(at, "record", parent=held.at.span_id, start=began, end=self._clock.now(), kind="producer",
                 attributes={"messaging.destination.template": "hearth.v1.records", "faas.invocation_id": call.job})  # fmt: skip
@@ -253,7 +253,7 @@ class Settler:
             )  # fmt: skip
 
         less = {"call": bounds.stripped_call(call), "ending": bounds.stripped(ending)}
-        await self._fitting(publish, meta, lambda: meta.model_copy(update=less), job=call.job)
+        await publish_fitting(publish, meta, lambda: meta.model_copy(update=less), job=call.job)
 
     async def _log_of(self, held: Held) -> tuple[Body, bytes]:
         if held.log is None or not held.log.size:
@@ -281,7 +281,7 @@ class Settler:
                 )
             )
 
-        await self._fitting(publish, meta, lambda: Reply(job=call.job, ending=bounds.stripped(ending)), job=call.job)
+        await publish_fitting(publish, meta, lambda: Reply(job=call.job, ending=bounds.stripped(ending)), job=call.job)
 
     async def _lost_race(self, held: Held, *, tell: bool) -> None:
         stored = await self.winner(held)
@@ -304,14 +304,6 @@ class Settler:
         ending = record.ending.model_copy(update={"attempt": held.run.call.attempt, "placement": held.run.placement})
         await self._reply(held, ending, record.parts(stored.message.body)[1])
 
-    async def _fitting(self, publish: Callable[[M], Awaitable[None]], meta: M, less: Callable[[], M], *, job: str) -> None:
-        """What there is to say, or less of it where the broker will never take that."""
-        try:
-            await publish(meta)
-        except PayloadTooLarge as error:
-            _too_large(error, job)
-            await publish(less())
-
     async def _surely(self, work: Callable[[], Awaitable[T]]) -> T:
         """Until the broker has it. A lost race and a message that can never fit are the caller's to handle."""
         while True:
@@ -322,11 +314,6 @@ class Settler:
             except BusError as error:
                 _log.warning("kept until the broker takes it: %s", error)
                 await asyncio.sleep(AGAIN_S)
-
-
-def _too_large(error: PayloadTooLarge, job: str) -> None:
-    """Bounds (`hearth_contracts.bounds`) keep this from happening: whoever reads it has found a defect."""
-    _log.error("a message never fits, less of it is said: %s", error, extra={"job": job})
 
 
 def _described(body: Body, content: bytes) -> Body:

@@ -7,19 +7,19 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from hearth_contracts import bounds, subjects
-from hearth_contracts.calls import Call, Dead, Ending, Meta, Moved, Record, Reply
+from hearth_contracts.calls import Call, Dead, Ending, Moved, Record, Reply
 from hearth_contracts.enums import Persist, State
 from hearth_contracts.errors import UndecodableMessage
 from hearth_contracts.functions import FunctionVersion
 from hearth_kit.bus import Bus, Stored, contract_headers
 from hearth_kit.clock import Clock
 from hearth_kit.errors import BusError, PayloadTooLarge, PublishTimeout, StreamMissing, WrongLastSequence
+from hearth_kit.fitting import publish_fitting
 from hearth_scheduler import metrics
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-M = TypeVar("M", bound=Meta)
 
 #: Between two tries while the broker is away or a stream is full.
 AGAIN_S: Final = 0.25
@@ -120,7 +120,7 @@ class Settler:
             )  # fmt: skip
 
         less = {"call": bounds.stripped_call(call), "ending": bounds.stripped(ending)}
-        await self._fitting(publish, meta, lambda: meta.model_copy(update=less), job=call.job)
+        await publish_fitting(publish, meta, lambda: meta.model_copy(update=less), job=call.job)
 
     async def _record(self, call: Call, body: bytes, header: str, ending: Ending, result: bytes, *, persist: bool = True) -> bool:
         """Whether ours is the job's final."""
@@ -141,7 +141,7 @@ class Settler:
             )  # fmt: skip
 
         try:
-            await self._fitting(publish, meta, lambda: bounds.stripped_record(meta), job=call.job)
+            await publish_fitting(publish, meta, lambda: bounds.stripped_record(meta), job=call.job)
         except WrongLastSequence:
             metrics.RACES_LOST.inc()
             return False
@@ -171,15 +171,7 @@ class Settler:
                 )
             )  # fmt: skip
 
-        await self._fitting(publish, meta, lambda: Reply(job=call.job, ending=bounds.stripped(ending)), job=call.job)
-
-    async def _fitting(self, publish: Callable[[M], Awaitable[None]], meta: M, less: Callable[[], M], *, job: str) -> None:
-        """What there is to say, or less of it where the broker will never take that."""
-        try:
-            await publish(meta)
-        except PayloadTooLarge as error:
-            _log.error("a message never fits, less of it is said: %s", error, extra={"job": job})
-            await publish(less())
+        await publish_fitting(publish, meta, lambda: Reply(job=call.job, ending=bounds.stripped(ending)), job=call.job)
 
     async def _surely(self, step: Callable[[], Awaitable[T]]) -> T:
         while True:
