@@ -51,6 +51,8 @@ class Held:
     task: "asyncio.Task[None] | None" = None
     log: CallLog | None = None
     connection: int = field(default=0)
+    unanswered: bool = False
+    """The answer to a waiting caller did not reach the wire."""
 
     def stop_for(self, why: Stop) -> None:
         """Stop it now: a waiting one by whoever holds the queue, a running one by cancelling its task, an ending one never."""

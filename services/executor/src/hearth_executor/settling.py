@@ -131,34 +131,41 @@ class Settler:
     # The three ways
 
     async def _reply_first(self, held: Held, ended: Ended, ending: Ending) -> None:
+        """The caller does not wait for the record: both leave in one write, the record ahead in it. So the scheduler is sent
+        the news of the free sandbox before the caller is sent the answer, after which it may want it again at once."""
         connection = self._connection
         gateway = held.run.call.gateway
-        if gateway:
-            began = self._clock.now()
-            reply = Reply(job=held.run.call.job, ending=ending)
-            headers = contract_headers(
-                meta=reply, contract="reply.v1", msg_id="", traceparent=held.at.header, expect_last=None, headers=None
-            )
-            try:
-                self._bus.send(subjects.reply(gateway, held.run.call.job), ended.result, headers=headers)
-            except BusError:
-                connection = -1
-            # No turn of the loop between the two: answer and record leave in one write, in this order. So the scheduler
-            # knows of the free sandbox before the caller can have asked for it again.
-            if self._failpoints.armed:
-                await asyncio.sleep(0)
-                self._failpoints.hit(AFTER_REPLY)
-            if held.at.sampled:
-                self._tracer.span(held.at.child(), "send hearth.v1.replies", parent=held.at.span_id, start=began,
-                    end=self._clock.now(), kind="producer")  # fmt: skip
+        if gateway and self._failpoints.armed:
+            self._answer(held, ended, ending)
+            await asyncio.sleep(0)
+            self._failpoints.hit(AFTER_REPLY)
+        elif gateway:
+            # The next turn of the loop: the record is on its way by then, unless a long log has to go ahead of it.
+            asyncio.get_running_loop().call_soon(self._answer, held, ended, ending)
         try:
             await self._record(held, ended, ending)
         except WrongLastSequence:
             await self._lost_race(held, tell=False)
             return
-        if gateway and connection != self._connection:
+        if gateway and (connection != self._connection or held.unanswered):
             # It may have been lost with the connection; the record is there, so saying it once more is safe.
             await self._reply(held, ending, ended.result)
+
+    def _answer(self, held: Held, ended: Ended, ending: Ending) -> None:
+        """To a caller who waits, ahead of any acknowledgement."""
+        began = self._clock.now()
+        call = held.run.call
+        headers = contract_headers(
+            meta=Reply(job=call.job, ending=ending), contract="reply.v1", msg_id="", traceparent=held.at.header, expect_last=None,
+            headers=None,
+        )  # fmt: skip
+        try:
+            self._bus.send(subjects.reply(call.gateway, call.job), ended.result, headers=headers)
+        except BusError:
+            held.unanswered = True
+        if held.at.sampled:
+            self._tracer.span(held.at.child(), "send hearth.v1.replies", parent=held.at.span_id, start=began,
+                end=self._clock.now(), kind="producer")  # fmt: skip
 
     async def _record_first(self, held: Held, ended: Ended, ending: Ending) -> None:
         try:

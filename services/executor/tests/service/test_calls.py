@@ -19,7 +19,8 @@ async def echo(calling: Calling) -> bytes:
     return await calling.body()
 
 
-async def test_a_sync_call_is_answered_then_recorded_then_acknowledged(start):
+async def test_a_sync_call_is_recorded_and_answered_in_one_go_then_acknowledged(start):
+    """The record goes ahead: who hears both on one connection, as the scheduler hears of the next call, knows of it first."""
     async with start({"echo": echo}) as it:
         call = it.call("echo", b'"hi"')
         await it.place(call, b'"hi"')
@@ -32,7 +33,7 @@ async def test_a_sync_call_is_answered_then_recorded_then_acknowledged(start):
     assert record.parts(content) == (b'"hi"', b'"hi"', b"")
     assert (record.ending.executor, record.ending.attempt, record.ending.placement) == (it.id, 1, 0)
     told = [subject for subject in it.heard if ".replies." in subject or ".records." in subject]
-    assert told == [subjects.reply(GATEWAY, call.job), subjects.record(TENANT, call.job)]
+    assert told == [subjects.record(TENANT, call.job), subjects.reply(GATEWAY, call.job)]
 
 
 async def test_an_async_run_says_that_it_runs_then_records_and_answers_nobody(start):
@@ -383,7 +384,7 @@ async def test_many_calls_wait_for_few_slots_and_all_end(start):
     assert it.executor.busy == {}
 
 
-async def test_answer_and_record_leave_in_one_write(start, own_bus, monkeypatch):
+async def test_record_and_answer_leave_in_one_write_in_this_order(start, own_bus, monkeypatch):
     """Else the caller could ask again before the scheduler knows that the sandbox is free, and be sent to a cold one."""
     written: list[str] = []
     wire = own_bus._wire
@@ -403,4 +404,4 @@ async def test_answer_and_record_leave_in_one_write(start, own_bus, monkeypatch)
         await it.place(call := it.call("echo"))
         await it.record(call)
     at = written.index(subjects.reply(GATEWAY, call.job))
-    assert written[at + 1] == subjects.record(TENANT, call.job)
+    assert written[at - 1 : at + 2] == [subjects.record(TENANT, call.job), subjects.reply(GATEWAY, call.job), "write"]
