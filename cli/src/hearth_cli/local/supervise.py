@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hearth_cli.errors import BrokerUnfit, CommandError, StartFailed
-from hearth_cli.local import broker_users, proc
+from hearth_cli.local import broker_users, cores, proc
 from hearth_cli.local.broker_config import Server, server_text
 from hearth_cli.local.broker_users import BrokerUsers
 from hearth_cli.local.data_dir import DataDir, exclusive, write_private
@@ -44,6 +44,8 @@ async def supervise(plan: Plan, *, stop: asyncio.Event) -> None:
         supervisor = Supervisor(data=plan.data, changed=table.save)
         try:
             await _unless(stop, _start(plan, supervisor))
+            if os.environ.get("HEARTH_CORES") != "all":
+                supervisor.beside(cores.keep_together(supervisor.pids, platform=plan.platform), name="cores")
             await _unless(stop, _raise(supervisor))
         finally:
             await supervisor.stop(stop_order(running.program.service for running in supervisor.table()))

@@ -6,9 +6,9 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from hearth_cli.local import proc, restarts
@@ -70,11 +70,19 @@ class Supervisor:
         self._running[program.name] = running
         self._tasks[program.name] = asyncio.create_task(self._keep(running), name=program.name)
 
+    def beside(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        """Do this for as long as the programs run; like a keeper, it must not break."""
+        self._tasks[f"beside {name}"] = asyncio.create_task(work, name=name)
+
     def table(self) -> list[Running]:
         return list(self._running.values())
 
     def pid(self, name: str) -> int:
         return self._running[name].pid
+
+    def pids(self) -> list[int]:
+        """Of every process that lives."""
+        return [one.pid for one in self.table() if proc.is_same(one.pid, one.mark)]
 
     async def ready(self, names: list[str], *, within_s: float) -> list[str]:
         """Wait until these are ready; answers with those that are not."""
