@@ -19,7 +19,7 @@ from hearth_kit.message import Message
 
 _log = logging.getLogger(__name__)
 
-#: A process says each second that it lives; one that missed this long is shown as gone.
+#: A process says twice a second that it lives; one that missed this long is shown as gone.
 GONE_S: Final = 1.8
 #: What is gone is shown for this long.
 FORGET_S: Final = 120.0
