@@ -110,7 +110,7 @@ async def test_what_is_no_record_is_put_aside_and_holds_nothing_up(platform, rec
 async def test_records_near_the_largest_message_are_kept_within_bounded_memory(platform, records, stores):
     process = await platform.start("a", "b", env={"HEARTH_SEGMENT_AGE_S": "5"})
     body = bytes(range(256)) * 1000
-    await records.many(150, at_once=16, given=body, log=body * 2)
+    await records.many(150, at_once=8, given=body, log=body * 2)
 
     await stores.complete("a", "b", records=records)
 
